@@ -1,0 +1,127 @@
+// The computation of one quantized layer of a scope: how a call finds its codes and reaches the autograd
+// function. QuantizedLinearImpl and the routed kernels both end here.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <ATen/autocast_mode.h>
+#include <torch/types.h>
+
+#include <te_int8/detail/code_cache.h>
+#include <te_int8/linear_function.h>
+#include <te_int8/recipe.h>
+
+namespace te_int8::inline v0::detail {
+
+/// The dtype that a full-precision linear layer would give for x: under autocast the autocast dtype.
+inline at::ScalarType output_dtype(const at::Tensor& x) {
+  const auto device = x.device().type();
+  if (x.scalar_type() != at::kDouble && at::autocast::is_autocast_available(device) &&
+      at::autocast::is_autocast_enabled(device)) {
+    return at::autocast::get_autocast_dtype(device);
+  }
+  return x.scalar_type();
+}
+
+/// The rows [first, first + count) of a weight, as an operation received them.
+struct WeightRows {
+  at::Tensor rows;   ///< for autograd: the parameter itself where it is whole
+  int64_t first = 0;
+};
+
+class QuantizedLayer {
+ public:
+  QuantizedLayer(
+      std::string name, Mode mode, LinearConfig config, std::string backend,
+      std::shared_ptr<ActivationCodes> activations)
+      : name_(std::move(name)),
+        mode_(mode),
+        config_(config),
+        backend_(std::move(backend)),
+        activations_(std::move(activations)) {}
+
+  const std::string& backend() const { return backend_; }
+  const CallCount& count() const { return *count_; }
+  bool int8_output() const { return config_.output == Precision::Int8; }
+
+  /// Whether x [*,K] can meet this weight [N,K]; where not, LibTorch's own error is the better one.
+  static bool accepts(const at::Tensor& x, const at::Tensor& weight) {
+    return x.layout() == at::kStrided && x.dim() >= 1 && x.size(-1) == weight.size(1) &&
+           at::isFloatingType(x.scalar_type()) && x.device() == weight.device() &&
+           (x.scalar_type() == weight.scalar_type() || output_dtype(x) != x.scalar_type() ||
+            output_dtype(weight) == x.scalar_type());
+  }
+
+  /// y = x W^T + b for x [*,K] and `part` of the live weight `whole`. `defer_bias`: the bias is added by
+  /// whoever comes next, see Note [Deferred bias].
+  at::Tensor call(
+      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part, const at::Tensor& bias,
+      bool defer_bias) {
+    TORCH_CHECK(
+        mode_ != Mode::Inference || !at::GradMode::is_enabled() ||
+            !(x.requires_grad() || part.rows.requires_grad()),
+        "te_int8: layer '", name_,
+        "' is in Mode::Inference, which records no graph: expected torch::NoGradGuard (or "
+        "InferenceMode), got grad mode on and ",
+        x.requires_grad() ? "an input" : "a weight", " that requires grad; use Mode::QAT to train");
+    ++count_->calls;
+    if (config_.quantizes_nothing()) return full_precision(x, part.rows, bias);
+
+    LinearCall call{.config = config_, .out_dtype = output_dtype(x), .count = count_};
+    {
+      const at::NoGradGuard no_grad;
+      const PlainTensorOps plain;
+      if (int8_output() || config_.grad_weight == Precision::Int8) {
+        call.x = x_operand(x);
+      }
+      if (int8_output() || config_.grad_input == Precision::Int8) {
+        weight_operand(call, whole, part);
+      }
+    }
+    call.defer_bias = defer_bias && int8_output() && bias.defined();
+    return call_linear(x, part.rows, bias, std::move(call));
+  }
+
+ private:
+  static at::Tensor full_precision(
+      const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+    const c10::impl::ExcludeDispatchKeyGuard no_routing(kRoutingKey);
+    return at::linear(x, weight, as_optional(bias));
+  }
+
+  std::shared_ptr<Operand> x_operand(const at::Tensor& x) {
+    const auto form = operand_form(config_.output, config_.grad_weight, config_.x_granularity);
+    return activations_ ? activations_->get(x, form, this) : Operand::make(x, form);
+  }
+
+  void weight_operand(LinearCall& call, const at::Tensor& whole, const WeightRows& part) {
+    const auto form = operand_form(config_.output, config_.grad_input, config_.weight_granularity);
+    const auto count = part.rows.size(0);
+    const bool is_whole = count == whole.size(0);
+    if (!is_whole && form == OperandForm::ColumnCodes) {
+      call.weight = Operand::make(part.rows, form);
+      return;
+    }
+    auto found = WeightCodeCache::instance().get(whole, form);
+    call.gradients = std::move(found.gradients);
+    if (is_whole) {
+      call.weight = std::move(found.operand);
+      return;
+    }
+    const auto& scales = found.operand->scales();
+    call.weight = std::make_shared<Operand>(
+        found.operand->data().narrow(0, part.first, count),
+        form == OperandForm::TensorCodes ? scales : scales.narrow(0, part.first, count), form);
+  }
+
+  std::string name_;
+  Mode mode_;
+  LinearConfig config_;
+  std::string backend_;
+  std::shared_ptr<ActivationCodes> activations_;
+  std::shared_ptr<CallCount> count_ = std::make_shared<CallCount>();
+};
+
+}  // namespace te_int8::inline v0::detail

@@ -1,0 +1,349 @@
+// The quantized linear layer as one autograd function, by straight-through estimation (Bengio et al.
+// 2013, arXiv:1308.3432): the forward multiplies codes, and the backward is that of a plain linear
+// layer whose operands are the dequantized codes.
+//
+//   y  = x W^T + b      X^, W^: the operands that the forward really used
+//   dx = dy W^          at Precision::Int8 each operand of a backward matmul is quantized along its
+//   dW = dy^T X^        own reduction axis: dy by row for dx and by column for dW, X and W from their
+//   db = sum dy         saved codes by requantize_columns
+//
+// Both the dispatcher operation te_int8::linear and the layers of a scope come through here.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/torch.h>
+
+#include <te_int8/detail/deferred.h>
+#include <te_int8/operators.h>
+#include <te_int8/recipe.h>
+
+namespace te_int8::inline v0::detail {
+
+/// Precision and granularity of one layer: a Recipe without names and back end.
+struct LinearConfig {
+  Precision output = Precision::Int8;
+  Precision grad_input = Precision::Full;
+  Precision grad_weight = Precision::Full;
+  Granularity x_granularity = Granularity::per_row();
+  Granularity weight_granularity = Granularity::per_row();
+
+  LinearConfig() = default;
+  explicit LinearConfig(const Recipe& recipe)
+      : output(recipe.output()),
+        grad_input(recipe.grad_input()),
+        grad_weight(recipe.grad_weight()),
+        x_granularity(recipe.activations()),
+        weight_granularity(recipe.weights()) {}
+
+  bool quantizes_nothing() const {
+    return output == Precision::Full && grad_input == Precision::Full &&
+           grad_weight == Precision::Full;
+  }
+};
+
+/// How an operand (X or W) is held between forward and backward.
+enum class OperandForm {
+  RowCodes,     ///< [R,C] codes with a scale per row
+  TensorCodes,  ///< [R,C] codes with one scale
+  ColumnCodes,  ///< [C,R] codes of the transpose, one scale per column: output Full, backward Int8
+  Values,       ///< the tensor itself: output and backward Full
+};
+
+inline OperandForm operand_form(Precision output, Precision backward, Granularity granularity) {
+  if (output == Precision::Int8) {
+    return granularity.is_per_tensor() ? OperandForm::TensorCodes : OperandForm::RowCodes;
+  }
+  return backward == Precision::Int8 ? OperandForm::ColumnCodes : OperandForm::Values;
+}
+
+inline OperandForm quantized_form(Granularity granularity) {
+  return operand_form(Precision::Int8, Precision::Full, granularity);
+}
+
+/// [*,C] -> [R,C].
+inline at::Tensor as_rows(const at::Tensor& x) {
+  if (x.dim() == 2) return x;
+  const auto sizes = x.sym_sizes();
+  c10::SymInt rows = 1;  // not -1 in the reshape: without columns it would be ambiguous
+  for (const auto& size : sizes.slice(0, sizes.size() - 1)) rows = rows * size;
+  return x.reshape_symint({rows, sizes.back()});
+}
+
+inline std::optional<at::Tensor> as_optional(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
+/// An operand in one of its forms. Its transposed codes, which only an INT8 backward needs, are made
+/// at most once, however many backwards ask.
+class Operand {
+ public:
+  Operand(at::Tensor data, at::Tensor scales, OperandForm form)
+      : data_(std::move(data)), scales_(std::move(scales)), form_(form) {}
+
+  static std::shared_ptr<Operand> make(const at::Tensor& x, OperandForm form) {
+    ops::Codes codes;
+    switch (form) {
+      case OperandForm::RowCodes: codes = ops::quantize_rows(x, "row"); break;
+      case OperandForm::TensorCodes: codes = ops::quantize_rows(x, "tensor"); break;
+      case OperandForm::ColumnCodes:
+        codes = ops::quantize_columns(as_rows(x));
+        break;
+      case OperandForm::Values: codes = {x, at::Tensor()}; break;
+    }
+    return std::make_shared<Operand>(std::get<0>(codes), std::get<1>(codes), form);
+  }
+
+  const at::Tensor& data() const { return data_; }
+  const at::Tensor& scales() const { return scales_; }
+  OperandForm form() const { return form_; }
+
+  at::Tensor matrix() const { return as_rows(data_); }
+
+  /// [R,C] in `dtype`: float(code) * scale, rounded once.
+  at::Tensor dequantized(at::ScalarType dtype) const {
+    if (form_ == OperandForm::Values) return matrix().to(dtype);
+    return matrix().to(at::kFloat).mul_(scales_.reshape(-1).unsqueeze(1)).to(dtype);
+  }
+
+  /// [C,R] codes with a scale per row of the transpose, for a reduction over R.
+  ops::Codes transposed_codes() {
+    if (form_ == OperandForm::ColumnCodes) return {data_, scales_};
+    const std::lock_guard lock(mutex_);
+    if (!std::get<0>(transposed_).defined()) {
+      transposed_ = ops::requantize_columns(matrix(), scales_.reshape(-1));
+    }
+    return transposed_;
+  }
+
+ private:
+  at::Tensor data_, scales_;
+  OperandForm form_;
+  std::mutex mutex_;
+  ops::Codes transposed_;
+};
+
+/// Counts the weight gradients that backwards have produced: torch::optim::SGD writes weights without
+/// bumping their version, so a new gradient is the only sign that the weight is about to change.
+using GradientCount = std::shared_ptr<std::atomic<uint64_t>>;
+
+/// How often a layer was called, and how often its bias went into the matmul's epilogue.
+struct CallCount {
+  std::atomic<int64_t> calls{0}, fused_biases{0};
+};
+
+/// One call of a quantized linear layer. Operands left empty are quantized in the forward.
+struct LinearCall {
+  LinearConfig config;
+  at::ScalarType out_dtype;
+  std::shared_ptr<Operand> x = nullptr, weight = nullptr;
+  GradientCount gradients = nullptr;           ///< of the weight, where a cache wants to know
+  std::shared_ptr<CallCount> count = nullptr;  ///< where somebody counts
+  bool defer_bias = false;                     ///< Note [Deferred bias]; needs x and weight
+};
+
+/// Inside: no autograd, no autocast, no routing. The tensors of a layer's own computation must not
+/// be recorded, cast or quantized again.
+struct PlainTensorOps {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast_or_routing{
+      c10::autocast_dispatch_keyset | c10::DispatchKeySet(kRoutingKey)};
+};
+
+/// y = x W^T + b from codes, x [*,K] -> [*,N].
+inline at::Tensor multiply_codes(
+    const Operand& x, const Operand& weight, const at::Tensor& bias, at::ScalarType out_dtype) {
+  auto sizes = x.data().sym_sizes().vec();
+  sizes.back() = weight.data().sym_size(0);
+  const auto y = ops::scaled_mm(
+      x.matrix(), weight.data(), x.scales().reshape(-1), weight.scales(), as_optional(bias), out_dtype);
+  return sizes.size() == 2 ? y : at::_unsafe_view_symint(y, sizes);
+}
+
+/// The forward alone. `x` and `weight` may be undefined where the call brings their codes.
+inline at::Tensor linear_forward(
+    const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, LinearCall& call) {
+  const auto& config = call.config;
+  const auto dtype = call.out_dtype;
+  if (config.output == Precision::Full) {
+    return at::linear(
+        x.to(dtype), weight.to(dtype), as_optional(bias.defined() ? bias.to(dtype) : bias));
+  }
+  if (!call.x) call.x = Operand::make(x, quantized_form(config.x_granularity));
+  if (!call.weight) call.weight = Operand::make(weight, quantized_form(config.weight_granularity));
+  if (bias.defined() && call.count) ++call.count->fused_biases;
+  return multiply_codes(*call.x, *call.weight, bias, dtype);
+}
+
+/// Whether a deferred bias was taken; the backward asks.
+using BiasTaken = std::shared_ptr<std::atomic<bool>>;
+
+/// The forward with the bias left open, see Note [Deferred bias].
+inline at::Tensor deferred_forward(
+    const at::Tensor& bias, const LinearCall& call, const BiasTaken& taken) {
+  auto sizes = call.x->data().sizes().vec();
+  sizes.back() = call.weight->data().size(0);
+  auto compute = [x = call.x, weight = call.weight, count = call.count, dtype = call.out_dtype,
+                  taken](const at::Tensor& added) {
+    const PlainTensorOps plain;
+    if (added.defined()) {
+      *taken = true;
+      if (count) ++count->fused_biases;
+    }
+    return multiply_codes(*x, *weight, added, dtype);
+  };
+  return make_deferred(
+      sizes, call.out_dtype, call.x->data().device(), bias, std::move(compute));
+}
+
+/// Gives `gradient` a history that raises when somebody differentiates it again.
+inline void forbid_second_order(at::Tensor& gradient, const at::Tensor& dy) {
+  auto edges = torch::autograd::get_current_node()->next_edges();
+  edges.push_back(torch::autograd::impl::gradient_edge(dy));
+  torch::autograd::set_history(
+      gradient,
+      std::make_shared<torch::autograd::Error>(
+          "te_int8::linear: expected a first-order backward, got a second one: straight-through "
+          "gradients have no double backward",
+          std::move(edges)));
+}
+
+class LinearFunction : public torch::autograd::Function<LinearFunction> {
+  using AutogradContext = torch::autograd::AutogradContext;
+
+  /// What the backward needs beside the saved tensors.
+  struct Context : torch::CustomClassHolder {
+    LinearConfig config;
+    at::ScalarType x_dtype = at::kFloat, weight_dtype = at::kFloat, bias_dtype = at::kFloat;
+    std::shared_ptr<Operand> cached_weight;  ///< keeps the transposed codes for other backwards
+    GradientCount gradients;
+    BiasTaken bias_taken;  ///< null where the bias was there from the start
+
+    OperandForm x_form() const {
+      return operand_form(config.output, config.grad_weight, config.x_granularity);
+    }
+    OperandForm weight_form() const {
+      return operand_form(config.output, config.grad_input, config.weight_granularity);
+    }
+  };
+
+ public:
+  static at::Tensor forward(
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+      LinearCall call) {
+    const PlainTensorOps plain;
+    auto context = c10::make_intrusive<Context>();
+    context->config = call.config;
+    context->gradients = call.gradients;
+    if (call.gradients) context->cached_weight = call.weight;
+    if (call.defer_bias) context->bias_taken = std::make_shared<std::atomic<bool>>(false);
+    if (x.defined()) context->x_dtype = x.scalar_type();
+    if (weight.defined()) context->weight_dtype = weight.scalar_type();
+    if (bias.defined()) context->bias_dtype = bias.scalar_type();
+
+    auto y = call.defer_bias ? deferred_forward(bias, call, context->bias_taken)
+                             : linear_forward(x, weight, bias, call);
+
+    at::Tensor x_data, x_scales, weight_data, weight_scales;
+    if (weight.defined() && weight.requires_grad()) {
+      if (!call.x) call.x = Operand::make(x, context->x_form());
+      x_data = call.x->data();
+      x_scales = call.x->scales();
+    }
+    if (x.requires_grad()) {
+      if (!call.weight) call.weight = Operand::make(weight, context->weight_form());
+      weight_data = call.weight->data();
+      weight_scales = call.weight->scales();
+    }
+    ctx->save_for_backward({x_data, x_scales, weight_data, weight_scales});
+    ctx->saved_data["linear"] = c10::IValue::make_capsule(std::move(context));
+    return y;
+  }
+
+  static torch::autograd::variable_list backward(
+      AutogradContext* ctx, torch::autograd::variable_list gradients) {
+    const auto capsule = ctx->saved_data.at("linear").toCapsule();
+    const auto& context = static_cast<const Context&>(*capsule);
+    const auto saved = ctx->get_saved_variables();
+    const auto& dy = gradients[0];
+    if (!dy.defined()) return {{}, {}, {}, {}};
+    const bool second_order = at::GradMode::is_enabled();
+
+    at::Tensor dx, dw, db;
+    {
+      const at::NoGradGuard no_grad;
+      const PlainTensorOps plain;
+      if (ctx->needs_input_grad(0)) dx = grad_input(dy, context, saved[2], saved[3]);
+      if (ctx->needs_input_grad(1)) {
+        dw = grad_weight(dy, context, saved[0], saved[1]);
+        if (context.gradients) ++*context.gradients;
+      }
+      if (ctx->needs_input_grad(2) && (!context.bias_taken || *context.bias_taken)) {
+        db = as_rows(dy).sum(0, /*keepdim=*/false, context.bias_dtype);
+      }
+    }
+    if (second_order) {
+      for (auto* gradient : {&dx, &dw, &db}) {
+        if (gradient->defined()) forbid_second_order(*gradient, dy);
+      }
+    }
+    return {dx, dw, db, {}};
+  }
+
+ private:
+  /// dx = dy W^, shaped like x.
+  static at::Tensor grad_input(
+      const at::Tensor& dy, const Context& context, const at::Tensor& data,
+      const at::Tensor& scales) {
+    const auto rows = as_rows(dy);
+    auto weight = context.cached_weight;
+    if (!weight) weight = std::make_shared<Operand>(data, scales, context.weight_form());
+    at::Tensor dx;
+    if (context.config.grad_input == Precision::Int8) {
+      const auto [dy_codes, dy_scales] = ops::quantize_rows(rows);
+      const auto [codes, code_scales] = weight->transposed_codes();
+      dx = ops::scaled_mm(dy_codes, codes, dy_scales, code_scales, {}, context.x_dtype);
+    } else {
+      dx = rows.matmul(weight->dequantized(dy.scalar_type())).to(context.x_dtype);
+    }
+    auto sizes = dy.sym_sizes().vec();
+    sizes.back() = dx.sym_size(1);
+    return dx.view_symint(sizes);
+  }
+
+  /// dW = dy^T X^, [N,K].
+  static at::Tensor grad_weight(
+      const at::Tensor& dy, const Context& context, const at::Tensor& data,
+      const at::Tensor& scales) {
+    const auto rows = as_rows(dy);
+    Operand x(data, scales, context.x_form());
+    if (context.config.grad_weight == Precision::Int8) {
+      const auto [dy_codes, dy_scales] = ops::quantize_columns(rows);
+      const auto [codes, code_scales] = x.transposed_codes();
+      return ops::scaled_mm(dy_codes, codes, dy_scales, code_scales, {}, context.weight_dtype);
+    }
+    return rows.t().matmul(x.dequantized(dy.scalar_type())).to(context.weight_dtype);
+  }
+};
+
+/// One call of a quantized linear layer, recorded for backward where grad mode asks for it.
+inline at::Tensor call_linear(
+    const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, LinearCall call) {
+  const auto requires_grad = [](const at::Tensor& t) { return t.defined() && t.requires_grad(); };
+  if (at::GradMode::is_enabled() &&
+      (requires_grad(x) || requires_grad(weight) || requires_grad(bias))) {
+    return LinearFunction::apply(x, weight, bias, std::move(call));
+  }
+  const PlainTensorOps plain;
+  return call.defer_bias ? deferred_forward(bias, call, std::make_shared<std::atomic<bool>>(false))
+                         : linear_forward(x, weight, bias, call);
+}
+
+}  // namespace te_int8::inline v0::detail

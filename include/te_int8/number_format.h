@@ -1,0 +1,114 @@
+// The number format, in plain LibTorch operations: the truth that every back end is compared with,
+// and the back end "reference" itself, on any device.
+//
+//   amax  = max |x| of a row, in fp32
+//   scale = amax / 127
+//   code  = clamp(rint(x * (127 / amax)), -127, 127), ties to even
+//
+// A row of zeros, or one so small that 127 / amax overflows, has codes 0 and scale 0. A row with a NaN
+// or an infinity has codes 0 and scale NaN, so that whatever it touches is NaN.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include <torch/types.h>
+
+#include <te_int8/detail/checks.h>
+
+namespace te_int8::inline v0::reference {
+
+using Codes = std::tuple<at::Tensor, at::Tensor>;
+
+inline constexpr double kMaxCode = 127.0;
+
+namespace detail {
+
+/// 127 as a tensor on x's device. Dividing by or into a C++ scalar will not do: LibTorch computes
+/// scalar / x as reciprocal(x) * scalar, and on CUDA x / scalar as x * (1 / scalar); both round twice.
+inline at::Tensor max_code(const at::Tensor& x) { return at::full({}, kMaxCode, x.options()); }
+
+/// Quantizes the rows of x [M,K]: int8 [M,K], fp32 [M].
+inline Codes quantize_matrix(const at::Tensor& x) {
+  const auto values = x.to(at::kFloat);
+  const auto amax = values.size(1) == 0 ? at::zeros({values.size(0)}, values.options())
+                                        : values.abs().amax(1);
+  const auto limit = max_code(amax);
+  const auto inverse = at::div(limit, amax);
+  const auto representable = at::isfinite(amax).logical_and_(at::isfinite(inverse));
+  const auto scales = at::div(amax, limit)
+                          .masked_fill_(at::isfinite(inverse).logical_not_(), 0.0)
+                          .masked_fill_(at::isfinite(amax).logical_not_(), NAN);
+  const auto codes = at::mul(values, inverse.unsqueeze(1))
+                         .round_()
+                         .clamp_(-kMaxCode, kMaxCode)
+                         .masked_fill_(representable.logical_not().unsqueeze_(1), 0.0);
+  return {codes.to(at::kChar).contiguous(), scales};
+}
+
+/// a [M,K] x b [N,K] -> [M,N], every sum exact. On CUDA a product in double: its sums stay integers
+/// below 2^53, whatever the tensor cores do to fp32. Elsewhere fp32 products over pieces of K = 1024,
+/// whose sums are integers of at most 2^24, added up in int64.
+inline at::Tensor exact_sums(const at::Tensor& a, const at::Tensor& b) {
+  if (a.is_cuda()) return at::matmul(a.to(at::kDouble), b.to(at::kDouble).t());
+  constexpr int64_t piece = 1024;
+  const auto product = [&](int64_t begin, int64_t length) {
+    return at::matmul(
+        a.narrow(1, begin, length).to(at::kFloat), b.narrow(1, begin, length).to(at::kFloat).t());
+  };
+  const int64_t depth = a.size(1);
+  if (depth <= piece) return product(0, depth);
+  auto sums = at::zeros({a.size(0), b.size(0)}, a.options().dtype(at::kLong));
+  for (int64_t begin = 0; begin < depth; begin += piece) {
+    sums.add_(product(begin, std::min(piece, depth - begin)).to(at::kLong));
+  }
+  return sums;
+}
+
+}  // namespace detail
+
+/// See ops::quantize_rows.
+inline Codes quantize_rows(const at::Tensor& x, std::string_view granularity) {
+  te_int8::detail::check_float("quantize_rows", "x", x);
+  if (te_int8::detail::is_per_tensor("quantize_rows", granularity)) {
+    auto [codes, scales] = detail::quantize_matrix(x.reshape({1, -1}));
+    return {codes.view(x.sizes()), scales};
+  }
+  TORCH_CHECK(x.dim() >= 1, "te_int8::quantize_rows: expected x with at least 1 dimension, got a scalar");
+  const auto rows = x.sizes().slice(0, x.dim() - 1);
+  auto [codes, scales] = detail::quantize_matrix(x.reshape({c10::multiply_integers(rows), x.size(-1)}));
+  return {codes.view(x.sizes()), scales.view(rows)};
+}
+
+/// See ops::quantize_columns.
+inline Codes quantize_columns(const at::Tensor& x) {
+  te_int8::detail::check_float("quantize_columns", "x", x);
+  te_int8::detail::check_dim("quantize_columns", "x", x, 2);
+  return detail::quantize_matrix(x.t());
+}
+
+/// See ops::requantize_columns.
+inline Codes requantize_columns(const at::Tensor& codes, const at::Tensor& scales) {
+  te_int8::detail::check_int8("requantize_columns", "codes", codes);
+  te_int8::detail::check_dim("requantize_columns", "codes", codes, 2);
+  te_int8::detail::check_scales("requantize_columns", "scales", scales, codes.size(0), codes);
+  return detail::quantize_matrix(codes.to(at::kFloat).mul_(scales.unsqueeze(1)).t());
+}
+
+/// See ops::scaled_mm.
+inline at::Tensor scaled_mm(
+    const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales,
+    const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias,
+    std::optional<at::ScalarType> out_dtype) {
+  const auto dtype = te_int8::detail::check_scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
+  auto sums = detail::exact_sums(a, b);
+  if (dtype == at::kInt) return sums.to(at::kInt);
+  sums = sums.to(at::kFloat);
+  if (a_scales) sums.mul_(a_scales->unsqueeze(1));
+  if (b_scales) sums.mul_(*b_scales);
+  if (bias) sums.add_(bias->to(at::kFloat));
+  return sums.to(dtype);
+}
+
+}  // namespace te_int8::inline v0::reference

@@ -1,0 +1,84 @@
+// The layer that a scope puts into the module tree in the place of a torch::nn::Linear.
+#pragma once
+
+#include <memory>
+#include <ostream>
+#include <utility>
+
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/pimpl.h>
+
+#include <te_int8/backends.h>
+#include <te_int8/detail/quantized_layer.h>
+
+namespace te_int8::inline v0 {
+
+/// A torch::nn::Linear whose forward multiplies INT8 codes. It shares the parameters of `original` and
+/// reads them there, so `to`, `train`, optimizers and serialization see one layer.
+///
+/// Usually a scope makes it; it can also be used by itself:
+/// ```
+/// te_int8::QuantizedLinear fc(linear.ptr());       // linear is a torch::nn::Linear
+/// auto y = fc->forward(x);
+/// ```
+class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
+ public:
+  explicit QuantizedLinearImpl(
+      std::shared_ptr<torch::nn::LinearImpl> original, Mode mode = Mode::QAT,
+      const Recipe& recipe = {})
+      : QuantizedLinearImpl(
+            std::move(original),
+            std::make_shared<detail::QuantizedLayer>(
+                "", mode, detail::LinearConfig(recipe), detail::resolve_backend(recipe.backend()),
+                nullptr)) {}
+
+  QuantizedLinearImpl(
+      std::shared_ptr<torch::nn::LinearImpl> original,
+      std::shared_ptr<detail::QuantizedLayer> layer)
+      // Copied, not built from options: that would draw random numbers.
+      : LinearImpl(*original),
+        original_(std::move(original)),
+        layer_(std::move(layer)),
+        entry_weight_(weight),
+        entry_bias_(bias) {}
+
+  /// x [*, in_features] -> [*, out_features], in the dtype that the original would give.
+  torch::Tensor forward(const torch::Tensor& x) {
+    const auto& w = live_weight();
+    TORCH_CHECK(
+        detail::QuantizedLayer::accepts(x, w),
+        "te_int8::QuantizedLinear: expected x [*, ", w.size(1), "] of ", w.scalar_type(), " on ",
+        w.device(), ", got ", x.sizes(), " of ", x.scalar_type(), " on ", x.device());
+    return layer_->call(x, w, {w}, live_bias(), /*defer_bias=*/false);
+  }
+
+  const std::shared_ptr<torch::nn::LinearImpl>& original() const { return original_; }
+
+  void train(bool on = true) override {
+    LinearImpl::train(on);
+    original_->train(on);
+  }
+  void pretty_print(std::ostream& stream) const override {
+    stream << "te_int8::QuantizedLinear(in_features=" << options.in_features()
+           << ", out_features=" << options.out_features() << ", bias=" << std::boolalpha
+           << options.bias() << ")";
+  }
+
+  /// The weight and bias in force: the original's, unless somebody assigned others to this layer.
+  const torch::Tensor& live_weight() const {
+    return weight.is_same(entry_weight_) ? original_->weight : weight;
+  }
+  const torch::Tensor& live_bias() const {
+    return bias.is_same(entry_bias_) ? original_->bias : bias;
+  }
+
+ private:
+  std::shared_ptr<torch::nn::LinearImpl> original_;
+  std::shared_ptr<detail::QuantizedLayer> layer_;
+  torch::Tensor entry_weight_, entry_bias_;
+};
+
+/// See QuantizedLinearImpl.
+TORCH_MODULE(QuantizedLinear);
+
+}  // namespace te_int8::inline v0

@@ -1,0 +1,107 @@
+// Recipe: which of a layer's matmuls run in INT8, how finely operands are scaled, and which layers
+// take part. A value: build one fluently and hand it to AutocastGuard.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <torch/arg.h>
+#include <torch/types.h>
+
+#include <te_int8/config.h>
+
+namespace te_int8::inline v0 {
+
+/// What a scope does with the layers it covers.
+enum class Mode {
+  QAT,        ///< quantized forward, straight-through gradients to the full-precision weights
+  Inference,  ///< the same forward bits, no graph; an error where grad mode is on and needed
+  Off,        ///< full precision; for a subtree inside another scope
+};
+
+/// Arithmetic of one of a layer's three matmuls.
+enum class Precision {
+  Full,  ///< the tensors' own dtype
+  Int8,  ///< int8 x int8 products, exact integer sums, fp32 scales
+};
+
+/// How many values share one scale.
+class Granularity {
+ public:
+  /// One scale per row: per token of an activation, per output channel of a weight.
+  static constexpr Granularity per_row() { return Granularity(false); }
+  /// One scale for the whole tensor.
+  static constexpr Granularity per_tensor() { return Granularity(true); }
+
+  constexpr bool is_per_tensor() const { return per_tensor_; }
+  /// The spelling that the dispatcher operations take: "row" or "tensor".
+  constexpr const char* name() const { return per_tensor_ ? "tensor" : "row"; }
+
+  friend constexpr bool operator==(Granularity, Granularity) = default;
+
+ private:
+  constexpr explicit Granularity(bool per_tensor) : per_tensor_(per_tensor) {}
+  bool per_tensor_;
+};
+
+/// The configuration of a scope.
+///
+/// Example:
+/// ```
+/// auto recipe = te_int8::Recipe::switchback().exclude({"head", "encoder.layers.0.**"});
+/// te_int8::AutocastGuard guard(model, te_int8::Mode::QAT, recipe);
+/// ```
+class Recipe {
+ public:
+  /// INT8 forward, exact straight-through backward in the tensors' own dtype. The default.
+  static Recipe qat() { return {}; }
+  /// INT8 for the output and for the gradient of the input, full precision for the gradient of the
+  /// weight (the split of SwitchBack, Wortsman et al. 2023, arXiv:2304.13013).
+  static Recipe switchback() { return Recipe().grad_input(Precision::Int8); }
+  /// All three matmuls in INT8.
+  static Recipe int8_training() { return switchback().grad_weight(Precision::Int8); }
+
+  /// Scales of a layer's input.
+  TORCH_ARG(Granularity, activations) = Granularity::per_row();
+  /// Scales of a layer's weight.
+  TORCH_ARG(Granularity, weights) = Granularity::per_row();
+  /// Precision of y = x W^T + b.
+  TORCH_ARG(Precision, output) = Precision::Int8;
+  /// Precision of dx = dy W.
+  TORCH_ARG(Precision, grad_input) = Precision::Full;
+  /// Precision of dW = dy^T x.
+  TORCH_ARG(Precision, grad_weight) = Precision::Full;
+  /// Name of a back end (see backends()); "auto" takes TE_INT8_BACKEND from the environment if it
+  /// is set, else the first usable one.
+  TORCH_ARG(std::string, backend) = "auto";
+  /// Permits "auto" to compute a shape in full precision where INT8 would be slower.
+  TORCH_ARG(bool, allow_full_precision) = false;
+  /// Globs over qualified layer names; empty means all. `*` does not cross a dot, `**` does, and
+  /// the root itself is "". A glob that matches no layer is an error.
+  TORCH_ARG(std::vector<std::string>, include);
+  /// Globs of layers to leave in full precision; wins over include.
+  TORCH_ARG(std::vector<std::string>, exclude);
+
+ public:
+  /// Gives the layers that match `glob` another recipe: all of it but include and exclude. The last
+  /// match wins. `recipe` must have no rules of its own.
+  Recipe& rule(std::string glob, Recipe recipe) {
+    TORCH_CHECK(
+        recipe.rule_recipes_.empty(), "te_int8::Recipe::rule: expected a recipe without rules for \"",
+        glob, "\", got one with ", recipe.rule_recipes_.size());
+    rule_globs_.push_back(std::move(glob));
+    rule_recipes_.push_back(std::move(recipe));
+    return *this;
+  }
+  const std::vector<std::string>& rule_globs() const { return rule_globs_; }
+  const std::vector<Recipe>& rule_recipes() const { return rule_recipes_; }
+
+  friend bool operator==(const Recipe&, const Recipe&) = default;
+
+ private:
+  std::vector<std::string> rule_globs_;
+  std::vector<Recipe> rule_recipes_;
+};
+
+}  // namespace te_int8::inline v0

@@ -1,0 +1,114 @@
+// Note [Routing]
+//
+// LinearImpl::forward is not virtual, so a replacement in the module tree is not reached by calls through
+// a typed member (`fc1->forward(x)`, every Linear inside TransformerEncoderLayer). What all of them share is
+// a matmul with the layer's weight. A scope therefore opens a dispatch key for its threads, and the kernels
+// below catch the matmuls on that key: of a weight that the scope covers, the layer computes; of any other,
+// LibTorch does. The key lies above autograd and autocast, so the kernels see the uncast weight and the
+// quantized layer records its own backward. It is opened by no tensor and in no other thread, and nothing is
+// registered before the first scope.
+#include "routing.h"
+
+#include <optional>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+#include <torch/torch.h>
+
+#include <te_int8/detail/deferred.h>
+#include <te_int8/detail/scope.h>
+
+namespace te_int8::inline v0::detail {
+namespace {
+
+using at::Tensor;
+
+constexpr c10::DispatchKeySet kBelowRouting(c10::DispatchKeySet::FULL_AFTER, kRoutingKey);
+
+/// The layer for x times `weight`, if it is to compute it.
+std::optional<RoutedLayer> layer_for(const Tensor& x, const Tensor& weight, bool transposed) {
+  auto found = find_layer(weight, transposed);
+  if (found && !QuantizedLayer::accepts(x, found->match.layer->weight())) return std::nullopt;
+  return found;
+}
+
+Tensor call(const RoutedLayer& routed, const Tensor& x, const Tensor& bias, bool defer_bias = false) {
+  const auto& [layer, part] = routed.match;
+  return layer->quantized->call(x, layer->weight(), part, bias, defer_bias);
+}
+
+/// The bias that belongs to the rows in question; undefined where the layer has none.
+Tensor own_bias(const RoutedLayer& routed) {
+  const auto& [layer, part] = routed.match;
+  const auto& bias = layer->bias();
+  const auto rows = part.rows.size(0);
+  if (!bias.defined() || bias.dim() != 1 || bias.size(0) != layer->weight().size(0)) return {};
+  return rows == bias.size(0) ? bias : bias.narrow(0, part.first, rows);
+}
+
+Tensor matmul(c10::DispatchKeySet keys, const Tensor& x, const Tensor& other) {
+  if (const auto routed = layer_for(x, other, /*transposed=*/true)) {
+    // LinearImpl::forward adds the bias of N-D inputs afterwards: Note [Deferred bias].
+    const bool bias_follows = x.dim() != 2 && routed->match.layer->quantized->int8_output();
+    return call(*routed, x, bias_follows ? own_bias(*routed) : Tensor(), bias_follows);
+  }
+  return at::_ops::matmul::redispatch(keys & kBelowRouting, x, other);
+}
+
+Tensor mm(c10::DispatchKeySet keys, const Tensor& x, const Tensor& other) {
+  if (x.dim() == 2) {
+    if (const auto routed = layer_for(x, other, /*transposed=*/true)) return call(*routed, x, {});
+  }
+  return at::_ops::mm::redispatch(keys & kBelowRouting, x, other);
+}
+
+Tensor addmm(
+    c10::DispatchKeySet keys, const Tensor& self, const Tensor& x, const Tensor& other,
+    const at::Scalar& beta, const at::Scalar& alpha) {
+  const auto routed = x.dim() == 2 ? layer_for(x, other, /*transposed=*/true) : std::nullopt;
+  if (!routed) return at::_ops::addmm::redispatch(keys & kBelowRouting, self, x, other, beta, alpha);
+  const bool is_bias = beta.equal(1) && alpha.equal(1) && self.dim() == 1 &&
+                       self.size(0) == other.size(1) && at::isFloatingType(self.scalar_type()) &&
+                       self.device() == x.device();
+  if (is_bias) return call(*routed, x, self);
+  const auto product = call(*routed, x, {});
+  const auto scaled = alpha.equal(1) ? product : product * alpha;
+  return beta.equal(0) ? scaled : at::add(scaled, self, beta).to(product.scalar_type());
+}
+
+Tensor linear(
+    c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
+    const std::optional<Tensor>& bias) {
+  if (const auto routed = layer_for(x, weight, /*transposed=*/false)) {
+    return call(*routed, x, bias.value_or(Tensor()));
+  }
+  return at::_ops::linear::redispatch(keys & kBelowRouting, x, weight, bias);
+}
+
+}  // namespace
+
+void install_routing_kernels() {
+  static const bool installed = [] {
+    auto& dispatcher = c10::Dispatcher::singleton();
+    bool taken = dispatcher.hasBackendFallbackForDispatchKey(kRoutingKey);
+    for (const auto* name : {"aten::matmul", "aten::mm", "aten::addmm", "aten::linear"}) {
+      taken |= dispatcher.findSchemaOrThrow(name, "").hasKernelForDispatchKey(kRoutingKey);
+    }
+    TORCH_CHECK(
+        !taken, "te_int8::AutocastGuard: expected dispatch key ", c10::toString(kRoutingKey),
+        " to be free, but another library has registered kernels on it; one process can use only one "
+        "of the two");
+    // LibTorch registers no fallback on this key; without one every other operation would fail.
+    static torch::Library fallback(torch::Library::IMPL, "_", kRoutingKey, __FILE__, __LINE__);
+    fallback.fallback(torch::CppFunction::makeFallthrough());
+    static torch::Library aten(torch::Library::IMPL, "aten", kRoutingKey, __FILE__, __LINE__);
+    aten.impl("matmul", TORCH_FN(matmul));
+    aten.impl("mm", TORCH_FN(mm));
+    aten.impl("addmm", TORCH_FN(addmm));
+    aten.impl("linear", TORCH_FN(linear));
+    return true;
+  }();
+  (void)installed;
+}
+
+}  // namespace te_int8::inline v0::detail
