@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
@@ -198,9 +199,9 @@ void Scope::replace() {
   for (const auto& scoped : layers_) {
     replaced_.push_back(&scoped);
     for (const auto& slot : scoped.layer.slots) {
-      const auto found = registry.slots.find({slot.parent, slot.key});
+      const auto found = registry.slots.find({slot.parent.get(), slot.key});
       if (!scoped.replacement && found == registry.slots.end()) continue;  // shows the original already
-      auto& stack = registry.slots[{slot.parent, slot.key}];
+      auto& stack = registry.slots[{slot.parent.get(), slot.key}];
       if (stack.entries.empty()) stack.original = slot.child;
       std::shared_ptr<torch::nn::Module> child = scoped.replacement;
       if (!child) child = scoped.layer.linear;  // full precision inside a scope that quantizes it
@@ -213,24 +214,24 @@ void Scope::replace() {
 void Scope::restore() noexcept {
   auto& registry = Registry::instance();
   const std::lock_guard lock(registry.mutex);
-  torch::nn::Module* parent = nullptr;
+  const torch::nn::Module* parent = nullptr;
   torch::OrderedDict<std::string, std::shared_ptr<torch::nn::Module>> children;
   for (const auto* scoped : replaced_) {
     for (const auto& slot : scoped->layer.slots) {
-      const auto found = registry.slots.find({slot.parent, slot.key});
+      const auto found = registry.slots.find({slot.parent.get(), slot.key});
       if (found == registry.slots.end()) continue;
       auto& stack = found->second;
       const auto ours = std::ranges::find(stack.entries, this, &SlotStack::Entry::scope);
       if (ours == stack.entries.end()) continue;
       const auto shown = stack.top();
       stack.entries.erase(ours);
-      if (parent != slot.parent) {
-        parent = slot.parent;
+      if (parent != slot.parent.get()) {
+        parent = slot.parent.get();
         children = parent->named_children();
       }
       const auto* current = children.find(slot.key);
       if (current != nullptr && *current == shown && shown != stack.top()) {
-        parent->replace_module(slot.key, stack.top());
+        slot.parent->replace_module(slot.key, stack.top());
       }
       if (stack.entries.empty()) registry.slots.erase(found);
     }
@@ -245,6 +246,7 @@ void Scope::restore() noexcept {
 
 Report Scope::report() const {
   Report report;
+  std::unordered_map<const c10::TensorImpl*, const std::string*> first_with;  // of tied weights
   for (const auto& scoped : layers_) {
     LayerReport line{};
     line.name = scoped.layer.names.front();
@@ -255,6 +257,9 @@ Report Scope::report() const {
       const auto& count = scoped.quantized->count();
       line.backend = scoped.quantized->backend();
       line.calls = count.calls;
+      const auto [first, added] = first_with.try_emplace(
+          scoped.weight().unsafeGetTensorImpl(), &scoped.layer.names.front());
+      if (!added) line.reason = "weight tied to '" + *first->second + "', where its calls count";
       line.bias_fused = line.calls > 0 && scoped.bias().defined() && count.fused_biases == line.calls;
     }
     report.layers.push_back(std::move(line));
@@ -268,13 +273,29 @@ Report Scope::report() const {
   return report;
 }
 
-bool Scope::Index::outdated(int64_t depth) const {
-  const auto found = by_depth.find(depth);
-  return found != by_depth.end() && std::ranges::any_of(found->second, [](const Known& known) {
-           const auto& weight = known.layer->weight();
-           return weight.defined() && weight.has_storage() &&
-                  weight.storage().unsafeGetStorageImpl() != known.storage._unsafe_get_target();
-         });
+Scope::Index::Known::Known(const ScopedLayer& scoped)
+    : original_{&scoped.layer.weight(), decltype(Member::impl)(scoped.layer.weight().getIntrusivePtr())},
+      replacement_(original_),
+      storage_(scoped.weight().storage().getWeakStorageImpl()),
+      live_(scoped.weight().unsafeGetTensorImpl()) {
+  if (const auto& layer = scoped.replacement) {
+    replacement_ = {&layer->weight, decltype(Member::impl)(layer->weight.getIntrusivePtr())};
+  }
+}
+
+bool Scope::Index::Known::changed() const {
+  const auto reassigned = [](const Member& member) {
+    return member.tensor->unsafeGetTensorImpl() != member.impl._unsafe_get_target();
+  };
+  return reassigned(original_) || reassigned(replacement_) ||
+         live_->unsafe_storage().unsafeGetStorageImpl() != storage_._unsafe_get_target();
+}
+
+bool Scope::Index::misses(const at::Tensor& operand, bool transposed) const {
+  // Most matmuls end here: their operand does not look like the transpose of a row-major weight.
+  if (all_row_major && transposed && operand.stride(0) != 1 && operand.size(0) > 1) return false;
+  const auto found = by_depth.find(operand.size(transposed ? 0 : 1));
+  return found != by_depth.end() && std::ranges::any_of(found->second, &Known::changed);
 }
 
 void Scope::rebuild_index() {
@@ -284,7 +305,8 @@ void Scope::rebuild_index() {
     if (!weight.defined() || weight.dim() != 2 || !weight.has_storage()) continue;
     const auto& storage = weight.storage();
     index->by_storage[storage.unsafeGetStorageImpl()].push_back(&scoped);
-    index->by_depth[weight.size(1)].push_back({&scoped, storage.getWeakStorageImpl()});
+    index->all_row_major &= weight.stride(1) == 1 || weight.size(1) <= 1;
+    index->by_depth[weight.size(1)].emplace_back(scoped);
   }
   const std::lock_guard lock(index_mutex_);
   index_ = std::move(index);
@@ -360,7 +382,7 @@ namespace {
 std::optional<WeightRows> match(
     const ScopedLayer& scoped, const torch::Tensor& weight, bool transposed) {
   const auto& live = scoped.weight();
-  if (live.dim() != 2 || live.scalar_type() != weight.scalar_type() ||
+  if (!live.defined() || live.dim() != 2 || live.scalar_type() != weight.scalar_type() ||
       live.storage().unsafeGetStorageImpl() != weight.storage().unsafeGetStorageImpl()) {
     return std::nullopt;
   }
@@ -433,7 +455,7 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& weight, bool transpos
       }
     }
     for (auto& frame : frames) {
-      if (frame.membership->open && frame.index->outdated(weight.size(transposed ? 0 : 1))) {
+      if (frame.membership->open && frame.index->misses(weight, transposed)) {
         frame.membership->scope->rebuild_index();
         again = true;
       }

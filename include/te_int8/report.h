@@ -16,7 +16,7 @@ struct LayerReport {
   std::string name;     ///< qualified; an attention's projections are `<name>.in_proj`, `<name>.out_proj`
   std::string type;     ///< the module's C++ class
   std::string action;   ///< "quantized" or "full precision"
-  std::string reason;   ///< why it is in full precision; empty where quantized
+  std::string reason;   ///< why it is in full precision, or where the calls of a tied weight count
   std::string backend;  ///< who computes it; empty where not quantized
   bool bias_fused;      ///< has a bias, was called, and each call added it in the matmul's epilogue
   int64_t calls;        ///< forwards caught so far, of all threads
@@ -34,7 +34,7 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
     name_width = std::max(name_width, layer.name.size());
     type_width = std::max(type_width, layer.type.size());
     backend_width = std::max(backend_width, layer.backend.size());
-    if (layer.action == "quantized" && layer.calls == 0) ++never_called;
+    if (layer.action == "quantized" && layer.calls == 0 && layer.reason.empty()) ++never_called;
   }
   const auto row = [&](const auto& name, const auto& type, const auto& backend, const auto& calls,
                        const auto& fused, const auto& action, const auto& reason) {

@@ -236,7 +236,7 @@ class ActivationCodes {
   };
 
   static bool shareable(const at::Tensor& x) {
-    return !x.is_inference() && x.has_storage() && x.numel() > 0;
+    return !x.is_inference() && !x.is_neg() && x.has_storage() && x.numel() > 0;
   }
 
   std::mutex mutex_;

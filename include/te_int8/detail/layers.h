@@ -18,7 +18,7 @@ namespace te_int8::inline v0::detail {
 
 /// A place in the tree: the child `key` of `parent`.
 struct Slot {
-  torch::nn::Module* parent;
+  std::shared_ptr<torch::nn::Module> parent;
   std::string key;
   std::shared_ptr<torch::nn::Module> child;  ///< what was there
 };
@@ -97,7 +97,7 @@ class LayerFinder {
     }
     for (const auto& item : module->named_children()) {
       if (item.value() == nullptr) continue;
-      const Slot child_slot{module.get(), item.key(), item.value()};
+      const Slot child_slot{module, item.key(), item.value()};
       visit(item.value(), join(name, item.key()), &child_slot);
     }
   }

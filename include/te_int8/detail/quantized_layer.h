@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -15,14 +16,19 @@
 
 namespace te_int8::inline v0::detail {
 
-/// The dtype that a full-precision linear layer would give for x: under autocast the autocast dtype.
-inline at::ScalarType output_dtype(const at::Tensor& x) {
-  const auto device = x.device().type();
-  if (x.scalar_type() != at::kDouble && at::autocast::is_autocast_available(device) &&
-      at::autocast::is_autocast_enabled(device)) {
-    return at::autocast::get_autocast_dtype(device);
+/// The dtype that autocast, where it is on, gives a matmul on this device.
+inline std::optional<at::ScalarType> autocast_dtype(c10::Device device) {
+  const auto type = device.type();
+  if (!at::autocast::is_autocast_available(type) || !at::autocast::is_autocast_enabled(type)) {
+    return std::nullopt;
   }
-  return x.scalar_type();
+  return at::autocast::get_autocast_dtype(type);
+}
+
+/// The dtype that a full-precision linear layer would give for x. Autocast leaves double alone.
+inline at::ScalarType output_dtype(const at::Tensor& x) {
+  if (x.scalar_type() == at::kDouble) return at::kDouble;
+  return autocast_dtype(x.device()).value_or(x.scalar_type());
 }
 
 /// The rows [first, first + count) of a weight, as an operation received them.
@@ -48,10 +54,13 @@ class QuantizedLayer {
 
   /// Whether x [*,K] can meet this weight [N,K]; where not, LibTorch's own error is the better one.
   static bool accepts(const at::Tensor& x, const at::Tensor& weight) {
+    const auto x_type = x.scalar_type();
+    const auto weight_type = weight.scalar_type();
+    const bool cast = x_type != at::kDouble && weight_type != at::kDouble &&
+                      autocast_dtype(x.device()).has_value();
     return x.layout() == at::kStrided && x.dim() >= 1 && x.size(-1) == weight.size(1) &&
-           at::isFloatingType(x.scalar_type()) && x.device() == weight.device() &&
-           (x.scalar_type() == weight.scalar_type() || output_dtype(x) != x.scalar_type() ||
-            output_dtype(weight) == x.scalar_type());
+           at::isFloatingType(x_type) && x.device() == weight.device() &&
+           (x_type == weight_type || cast);
   }
 
   /// y = x W^T + b for x [*,K] and `part` of the live weight `whole`. `defer_bias`: the bias is added by
@@ -73,10 +82,11 @@ class QuantizedLayer {
     {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
-      if (int8_output() || config_.grad_weight == Precision::Int8) {
+      // With a full-precision output only an INT8 backward needs codes.
+      if (int8_output() || (config_.grad_weight == Precision::Int8 && part.rows.requires_grad())) {
         call.x = x_operand(x);
       }
-      if (int8_output() || config_.grad_input == Precision::Int8) {
+      if (int8_output() || (config_.grad_input == Precision::Int8 && x.requires_grad())) {
         weight_operand(call, whole, part);
       }
     }

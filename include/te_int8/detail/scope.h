@@ -61,15 +61,28 @@ class Scope {
 
   /// The layers by the storage of their weight, as of some moment.
   struct Index {
+    /// The members that hold a layer's weight, and what they held. Pinned by weak pointers, so that an
+    /// address cannot come back as something else.
     struct Known {
-      const ScopedLayer* layer;
-      c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< pinned, so that its address is not reused
+      explicit Known(const ScopedLayer& scoped);
+      bool changed() const;
+
+     private:
+      struct Member {
+        const at::Tensor* tensor;
+        c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> impl;
+      };
+      Member original_, replacement_;  ///< the same where the tree has no replacement
+      c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
+      const c10::TensorImpl* live_;    ///< whichever of the two is in force
     };
     ska::flat_hash_map<const c10::StorageImpl*, std::vector<const ScopedLayer*>> by_storage;
     ska::flat_hash_map<int64_t, std::vector<Known>> by_depth;  ///< K of [N,K]
+    bool all_row_major = true;
 
-    /// Whether a weight of this K has another storage by now: `.to`, `load` and assignments do that.
-    bool outdated(int64_t depth) const;
+    /// Whether `operand` may be a weight that is not in the index yet: it is laid out like one of K
+    /// columns, and such a weight has changed its storage. `.to`, `load` and assignments do that.
+    bool misses(const at::Tensor& operand, bool transposed) const;
   };
   std::shared_ptr<const Index> index() const;
   uint64_t index_epoch() const { return epoch_.load(std::memory_order_acquire); }
