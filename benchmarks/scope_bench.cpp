@@ -1,5 +1,6 @@
-// What a scope costs: entering and leaving it, routing a call to a quantized layer, and standing in the way
-// of operations that have nothing to do with it. Compare the rows in pairs; docs/design.md has the figures.
+// What a scope costs: entering and leaving it, routing a call to a quantized layer, and standing in
+// the way of operations that have nothing to do with it. Compare the rows in pairs; docs/design.md
+// has the figures.
 #include <optional>
 
 #include <benchmark/benchmark.h>
@@ -58,8 +59,9 @@ struct OptionalScope {
   std::optional<AutocastGuard> guard;
 };
 
-/// A matmul whose second operand no scope covers. range(1) is its K: 16 like the layers', or another.
-/// range(2): 1 if it is laid out like W^T, so that it could be a weight that was assigned meanwhile.
+/// A matmul whose second operand no scope covers. range(1) is its K: 16 like the layers', or
+/// another. range(2): 1 if it is laid out like W^T, so that it could be a weight that was assigned
+/// meanwhile.
 void UnguardedMatmul(benchmark::State& state) {
   const torch::NoGradGuard no_grad;
   const OptionalScope scope(state.range(0));

@@ -36,8 +36,8 @@ std::string resolve_backend(const std::string& requested) {
     if (backend.usable) usable << " '" << backend.name << "'";
   }
   TORCH_CHECK_VALUE(
-      false, "te_int8: expected ", source, " to be 'auto' or one of this build's back ends:",
-      usable.str(), ", got '", wanted, "'");
+      false, "te_int8: expected ", source,
+      " to be 'auto' or one of this build's back ends:", usable.str(), ", got '", wanted, "'");
 }
 
 }  // namespace detail

@@ -18,7 +18,8 @@ class DeferredTensorImpl final : public c10::TensorImpl {
       at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device, at::Tensor bias,
       DeferredCompute compute)
       : TensorImpl(
-            c10::DispatchKeySet({c10::computeDispatchKey(dtype, at::kStrided, device), kDeferredKey}),
+            c10::DispatchKeySet(
+                {c10::computeDispatchKey(dtype, at::kStrided, device), kDeferredKey}),
             c10::scalarTypeToTypeMeta(dtype), device),
         bias_(std::move(bias)),
         compute_(std::move(compute)) {
@@ -26,10 +27,9 @@ class DeferredTensorImpl final : public c10::TensorImpl {
   }
 
   bool takes_bias(const at::Tensor& other, const at::Scalar& alpha) const {
-    return alpha.equal(1) && other.defined() && other.has_storage() &&
-           other.is_alias_of(bias_) && other.storage_offset() == bias_.storage_offset() &&
-           other.sizes() == bias_.sizes() && other.strides() == bias_.strides() &&
-           other.requires_grad() == bias_.requires_grad();
+    return alpha.equal(1) && other.defined() && other.has_storage() && other.is_alias_of(bias_) &&
+           other.storage_offset() == bias_.storage_offset() && other.sizes() == bias_.sizes() &&
+           other.strides() == bias_.strides() && other.requires_grad() == bias_.requires_grad();
   }
 
   /// Gives the tensor its values. Any thread may come first; the others wait.
@@ -130,10 +130,10 @@ void install_deferred_kernels() {
     TORCH_CHECK(
         !c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(kDeferredKey),
         "te_int8::AutocastGuard: expected dispatch key ", c10::toString(kDeferredKey),
-        " to be free, but another library has registered a fallback on it; one process can use only "
+        " to be free, but another library has registered a fallback on it; one process can use "
+        "only "
         "one of the two");
-    static torch::Library fallback(
-        torch::Library::IMPL, "_", kDeferredKey, __FILE__, __LINE__);
+    static torch::Library fallback(torch::Library::IMPL, "_", kDeferredKey, __FILE__, __LINE__);
     fallback.fallback(torch::CppFunction::makeFromBoxedFunction<&settle_arguments>());
     static torch::Library aten(torch::Library::IMPL, "aten", kDeferredKey, __FILE__, __LINE__);
     aten.impl("add_.Tensor", TORCH_FN(add_bias));

@@ -1,12 +1,12 @@
 // Note [Routing]
 //
-// LinearImpl::forward is not virtual, so a replacement in the module tree is not reached by calls through
-// a typed member (`fc1->forward(x)`, every Linear inside TransformerEncoderLayer). What all of them share is
-// a matmul with the layer's weight. A scope therefore opens a dispatch key for its threads, and the kernels
-// below catch the matmuls on that key: of a weight that the scope covers, the layer computes; of any other,
-// LibTorch does. The key lies above autograd and autocast, so the kernels see the uncast weight and the
-// quantized layer records its own backward. It is opened by no tensor and in no other thread, and nothing is
-// registered before the first scope.
+// LinearImpl::forward is not virtual, so a replacement in the module tree is not reached by calls
+// through a typed member (`fc1->forward(x)`, every Linear inside TransformerEncoderLayer). What all
+// of them share is a matmul with the layer's weight. A scope therefore opens a dispatch key for its
+// threads, and the kernels below catch the matmuls on that key: of a weight that the scope covers,
+// the layer computes; of any other, LibTorch does. The key lies above autograd and autocast, so the
+// kernels see the uncast weight and the quantized layer records its own backward. It is opened by
+// no tensor and in no other thread, and nothing is registered before the first scope.
 #include "routing.h"
 
 #include <optional>
@@ -32,7 +32,8 @@ std::optional<RoutedLayer> layer_for(const Tensor& x, const Tensor& weight, bool
   return found;
 }
 
-Tensor call(const RoutedLayer& routed, const Tensor& x, const Tensor& bias, bool defer_bias = false) {
+Tensor call(
+    const RoutedLayer& routed, const Tensor& x, const Tensor& bias, bool defer_bias = false) {
   const auto& [layer, part] = routed.match;
   return layer->quantized->call(x, layer->weight(), part, bias, defer_bias);
 }
@@ -66,7 +67,8 @@ Tensor addmm(
     c10::DispatchKeySet keys, const Tensor& self, const Tensor& x, const Tensor& other,
     const at::Scalar& beta, const at::Scalar& alpha) {
   const auto routed = x.dim() == 2 ? layer_for(x, other, /*transposed=*/true) : std::nullopt;
-  if (!routed) return at::_ops::addmm::redispatch(keys & kBelowRouting, self, x, other, beta, alpha);
+  if (!routed)
+    return at::_ops::addmm::redispatch(keys & kBelowRouting, self, x, other, beta, alpha);
   const bool is_bias = beta.equal(1) && alpha.equal(1) && self.dim() == 1 &&
                        self.size(0) == other.size(1) && at::isFloatingType(self.scalar_type()) &&
                        self.device() == x.device();
@@ -96,7 +98,8 @@ void install_routing_kernels() {
     }
     TORCH_CHECK(
         !taken, "te_int8::AutocastGuard: expected dispatch key ", c10::toString(kRoutingKey),
-        " to be free, but another library has registered kernels on it; one process can use only one "
+        " to be free, but another library has registered kernels on it; one process can use only "
+        "one "
         "of the two");
     // LibTorch registers no fallback on this key; without one every other operation would fail.
     static torch::Library fallback(torch::Library::IMPL, "_", kRoutingKey, __FILE__, __LINE__);

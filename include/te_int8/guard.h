@@ -30,13 +30,14 @@ class Attachment {
 
 /// Note [Guards are neither copied nor moved]
 ///
-/// A guard is a block of the program and a thread's part in it. A copy would end the scope twice, and
-/// a moved one could outlive the model it guards; std::unique_ptr does where a handle is needed.
+/// A guard is a block of the program and a thread's part in it. A copy would end the scope twice,
+/// and a moved one could outlive the model it guards; std::unique_ptr does where a handle is
+/// needed.
 
 /// Quantizes the linear layers of a model for as long as it lives: in the module tree each Linear
 /// becomes a QuantizedLinear with the same parameters, and calls through typed members, as in
-/// TransformerEncoder and MultiheadAttention, are caught where they multiply by the weight. The end of
-/// the scope, normal or by an exception, puts everything back.
+/// TransformerEncoder and MultiheadAttention, are caught where they multiply by the weight. The end
+/// of the scope, normal or by an exception, puts everything back.
 ///
 /// ```
 /// torch::Tensor loss;
@@ -48,9 +49,9 @@ class Attachment {
 /// optimizer.step();
 /// ```
 ///
-/// Scopes nest, and the inner one wins for its subtree. Guards of several threads with the same model,
-/// mode and recipe share one scope that ends with the last of them. Other threads compute in full
-/// precision unless they attach(); autograd's own threads need nothing.
+/// Scopes nest, and the inner one wins for its subtree. Guards of several threads with the same
+/// model, mode and recipe share one scope that ends with the last of them. Other threads compute in
+/// full precision unless they attach(); autograd's own threads need nothing.
 class AutocastGuard {
  public:
   /// Errors: a glob that matches no layer; a back end that is unknown or not usable; a layer that
@@ -59,8 +60,7 @@ class AutocastGuard {
       : membership_(detail::enter_scope(model, mode, recipe)) {}
 
   template <typename Contained>
-  AutocastGuard(
-      const torch::nn::ModuleHolder<Contained>& model, Mode mode, Recipe recipe = {})
+  AutocastGuard(const torch::nn::ModuleHolder<Contained>& model, Mode mode, Recipe recipe = {})
       : AutocastGuard(static_cast<torch::nn::Module&>(*model.ptr()), mode, std::move(recipe)) {}
 
   template <typename Module>
@@ -88,8 +88,8 @@ class AutocastGuard {
   std::shared_ptr<detail::Membership> membership_;
 };
 
-/// Forgets the codes made of a model's weights. Needed only after writes that nobody can see: through
-/// raw pointers or `.data()` on a weight that got no gradient since.
+/// Forgets the codes made of a model's weights. Needed only after writes that nobody can see:
+/// through raw pointers or `.data()` on a weight that got no gradient since.
 inline void refresh(torch::nn::Module& model) {
   for (const auto& parameter : model.parameters()) {
     detail::WeightCodeCache::instance().forget(parameter);

@@ -5,8 +5,8 @@
 //   scale = amax / 127
 //   code  = clamp(rint(x * (127 / amax)), -127, 127), ties to even
 //
-// A row of zeros, or one so small that 127 / amax overflows, has codes 0 and scale 0. A row with a NaN
-// or an infinity has codes 0 and scale NaN, so that whatever it touches is NaN.
+// A row of zeros, or one so small that 127 / amax overflows, has codes 0 and scale 0. A row with a
+// NaN or an infinity has codes 0 and scale NaN, so that whatever it touches is NaN.
 #pragma once
 
 #include <optional>
@@ -26,14 +26,15 @@ inline constexpr double kMaxCode = 127.0;
 namespace detail {
 
 /// 127 as a tensor on x's device. Dividing by or into a C++ scalar will not do: LibTorch computes
-/// scalar / x as reciprocal(x) * scalar, and on CUDA x / scalar as x * (1 / scalar); both round twice.
+/// scalar / x as reciprocal(x) * scalar, and on CUDA x / scalar as x * (1 / scalar); both round
+/// twice.
 inline at::Tensor max_code(const at::Tensor& x) { return at::full({}, kMaxCode, x.options()); }
 
 /// Quantizes the rows of x [M,K]: int8 [M,K], fp32 [M].
 inline Codes quantize_matrix(const at::Tensor& x) {
   const auto values = x.to(at::kFloat);
-  const auto amax = values.size(1) == 0 ? at::zeros({values.size(0)}, values.options())
-                                        : values.abs().amax(1);
+  const auto amax =
+      values.size(1) == 0 ? at::zeros({values.size(0)}, values.options()) : values.abs().amax(1);
   const auto limit = max_code(amax);
   const auto inverse = at::div(limit, amax);
   const auto representable = at::isfinite(amax).logical_and_(at::isfinite(inverse));
@@ -48,8 +49,8 @@ inline Codes quantize_matrix(const at::Tensor& x) {
 }
 
 /// a [M,K] x b [N,K] -> [M,N], every sum exact. On CUDA a product in double: its sums stay integers
-/// below 2^53, whatever the tensor cores do to fp32. Elsewhere fp32 products over pieces of K = 1024,
-/// whose sums are integers of at most 2^24, added up in int64.
+/// below 2^53, whatever the tensor cores do to fp32. Elsewhere fp32 products over pieces of K =
+/// 1024, whose sums are integers of at most 2^24, added up in int64.
 inline at::Tensor exact_sums(const at::Tensor& a, const at::Tensor& b) {
   if (a.is_cuda()) return at::matmul(a.to(at::kDouble), b.to(at::kDouble).t());
   constexpr int64_t piece = 1024;
@@ -75,9 +76,11 @@ inline Codes quantize_rows(const at::Tensor& x, std::string_view granularity) {
     auto [codes, scales] = detail::quantize_matrix(x.reshape({1, -1}));
     return {codes.view(x.sizes()), scales};
   }
-  TORCH_CHECK(x.dim() >= 1, "te_int8::quantize_rows: expected x with at least 1 dimension, got a scalar");
+  TORCH_CHECK(
+      x.dim() >= 1, "te_int8::quantize_rows: expected x with at least 1 dimension, got a scalar");
   const auto rows = x.sizes().slice(0, x.dim() - 1);
-  auto [codes, scales] = detail::quantize_matrix(x.reshape({c10::multiply_integers(rows), x.size(-1)}));
+  auto [codes, scales] =
+      detail::quantize_matrix(x.reshape({c10::multiply_integers(rows), x.size(-1)}));
   return {codes.view(x.sizes()), scales.view(rows)};
 }
 

@@ -1,5 +1,5 @@
-// The dispatcher operations of namespace te_int8, as C++ functions. docs/operators.md states shapes,
-// dtypes and errors of each; src/operators.cpp registers them.
+// The dispatcher operations of namespace te_int8, as C++ functions. docs/operators.md states
+// shapes, dtypes and errors of each; src/operators.cpp registers them.
 #pragma once
 
 #include <optional>
@@ -15,7 +15,8 @@ namespace te_int8::inline v0::ops {
 
 using Codes = std::tuple<at::Tensor, at::Tensor>;
 
-/// x [*,K], any floating dtype -> int8 codes [*,K] and fp32 scales [*]; [1] for granularity "tensor".
+/// x [*,K], any floating dtype -> int8 codes [*,K] and fp32 scales [*]; [1] for granularity
+/// "tensor".
 inline Codes quantize_rows(const at::Tensor& x, std::string_view granularity = "row") {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("te_int8::quantize_rows", "")

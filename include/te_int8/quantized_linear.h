@@ -13,8 +13,8 @@
 
 namespace te_int8::inline v0 {
 
-/// A torch::nn::Linear whose forward multiplies INT8 codes. It shares the parameters of `original` and
-/// reads them there, so `to`, `train`, optimizers and serialization see one layer.
+/// A torch::nn::Linear whose forward multiplies INT8 codes. It shares the parameters of `original`
+/// and reads them there, so `to`, `train`, optimizers and serialization see one layer.
 ///
 /// Usually a scope makes it; it can also be used by itself:
 /// ```
@@ -27,10 +27,9 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
       std::shared_ptr<torch::nn::LinearImpl> original, Mode mode = Mode::QAT,
       const Recipe& recipe = {})
       : QuantizedLinearImpl(
-            std::move(original),
-            std::make_shared<detail::QuantizedLayer>(
-                "", mode, detail::LinearConfig(recipe), detail::resolve_backend(recipe.backend()),
-                nullptr)) {}
+            std::move(original), std::make_shared<detail::QuantizedLayer>(
+                                     "", mode, detail::LinearConfig(recipe),
+                                     detail::resolve_backend(recipe.backend()), nullptr)) {}
 
   QuantizedLinearImpl(
       std::shared_ptr<torch::nn::LinearImpl> original,
@@ -46,9 +45,9 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
   torch::Tensor forward(const torch::Tensor& x) {
     const auto& w = live_weight();
     TORCH_CHECK(
-        detail::QuantizedLayer::accepts(x, w),
-        "te_int8::QuantizedLinear: expected x [*, ", w.size(1), "] of ", w.scalar_type(), " on ",
-        w.device(), ", got ", x.sizes(), " of ", x.scalar_type(), " on ", x.device());
+        detail::QuantizedLayer::accepts(x, w), "te_int8::QuantizedLinear: expected x [*, ",
+        w.size(1), "] of ", w.scalar_type(), " on ", w.device(), ", got ", x.sizes(), " of ",
+        x.scalar_type(), " on ", x.device());
     return layer_->call(x, w, {w}, live_bias(), /*defer_bias=*/false);
   }
 

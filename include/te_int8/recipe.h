@@ -88,8 +88,9 @@ class Recipe {
   /// match wins. `recipe` must have no rules of its own.
   Recipe& rule(std::string glob, Recipe recipe) {
     TORCH_CHECK(
-        recipe.rule_recipes_.empty(), "te_int8::Recipe::rule: expected a recipe without rules for \"",
-        glob, "\", got one with ", recipe.rule_recipes_.size());
+        recipe.rule_recipes_.empty(),
+        "te_int8::Recipe::rule: expected a recipe without rules for \"", glob, "\", got one with ",
+        recipe.rule_recipes_.size());
     rule_globs_.push_back(std::move(glob));
     rule_recipes_.push_back(std::move(recipe));
     return *this;

@@ -13,7 +13,8 @@
 namespace te_int8::inline v0 {
 
 struct LayerReport {
-  std::string name;     ///< qualified; an attention's projections are `<name>.in_proj`, `<name>.out_proj`
+  std::string
+      name;  ///< qualified; an attention's projections are `<name>.in_proj`, `<name>.out_proj`
   std::string type;     ///< the module's C++ class
   std::string action;   ///< "quantized" or "full precision"
   std::string reason;   ///< why it is in full precision, or where the calls of a tied weight count
@@ -54,7 +55,8 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
   }
   out.flags(flags);
   if (never_called > 0) {
-    out << "warning: " << never_called << " quantized layer(s) were never called inside the scope\n";
+    out << "warning: " << never_called
+        << " quantized layer(s) were never called inside the scope\n";
   }
   return out;
 }

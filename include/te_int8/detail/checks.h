@@ -28,8 +28,8 @@ inline void check_int8(const char* op, const char* name, const at::Tensor& x) {
 
 inline void check_dim(const char* op, const char* name, const at::Tensor& x, int64_t dim) {
   TORCH_CHECK(
-      x.dim() == dim, "te_int8::", op, ": expected ", name, " to have ", dim, " dimensions, got shape ",
-      x.sym_sizes());
+      x.dim() == dim, "te_int8::", op, ": expected ", name, " to have ", dim,
+      " dimensions, got shape ", x.sym_sizes());
 }
 
 inline bool is_per_tensor(const char* op, std::string_view granularity) {
@@ -95,13 +95,86 @@ inline at::ScalarType check_scaled_mm(
     TORCH_CHECK(
         !a_scales && !b_scales && !bias,
         "te_int8::scaled_mm: expected no scales and no bias with out_dtype int32 (raw sums), got ",
-        a_scales ? "a_scales" : b_scales ? "b_scales" : "bias");
+        a_scales   ? "a_scales"
+        : b_scales ? "b_scales"
+                   : "bias");
     TORCH_CHECK(
         a.sym_size(1) <= kMaxInt32Depth, "te_int8::scaled_mm: expected K <= ", kMaxInt32Depth,
         " with out_dtype int32, where sums could overflow, got ", a.sym_size(1));
   } else {
     check_out_dtype(op, dtype);
   }
+  return dtype;
+}
+
+/// Returns the dtype of the result.
+inline at::ScalarType check_linear(
+    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    std::optional<at::ScalarType> out_dtype) {
+  constexpr auto op = "linear";
+  check_float(op, "x", x);
+  check_float(op, "weight", weight);
+  check_dim(op, "weight", weight, 2);
+  TORCH_CHECK(
+      x.dim() >= 1 && x.sym_size(-1) == weight.sym_size(1), "te_int8::linear: expected x [*, ",
+      weight.sym_size(1), "] for weight ", weight.sym_sizes(), ", got ", x.sym_sizes());
+  TORCH_CHECK(
+      x.device() == weight.device(), "te_int8::linear: expected weight on ", x.device(),
+      " like x, got ", weight.device());
+  TORCH_CHECK(
+      out_dtype || x.scalar_type() == weight.scalar_type(), "te_int8::linear: expected weight of ",
+      x.scalar_type(), " like x, got ", weight.scalar_type(), "; give out_dtype to mix them");
+  if (bias) check_bias(op, *bias, weight.sym_size(0), x.device());
+  const auto dtype = out_dtype.value_or(x.scalar_type());
+  check_out_dtype(op, dtype);
+  return dtype;
+}
+
+/// Returns the dtype of the result.
+inline at::ScalarType check_linear_prequantized(
+    const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales,
+    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& x_scales,
+    std::optional<at::ScalarType> out_dtype) {
+  constexpr auto op = "linear_prequantized";
+  check_int8(op, "codes", codes);
+  check_dim(op, "codes", codes, 2);
+  check_scales(op, "scales", scales, codes.sym_size(0), codes);
+  TORCH_CHECK(
+      x.dim() >= 1 && x.sym_size(-1) == codes.sym_size(1),
+      "te_int8::linear_prequantized: expected x [*, ", codes.sym_size(1), "] for codes ",
+      codes.sym_sizes(), ", got ", x.sym_sizes());
+  TORCH_CHECK(
+      x.device() == codes.device(), "te_int8::linear_prequantized: expected x on ", codes.device(),
+      " like codes, got ", x.device());
+  TORCH_CHECK(
+      !(at::GradMode::is_enabled() &&
+        (scales.requires_grad() || (x_scales && x_scales->requires_grad()))),
+      "te_int8::linear_prequantized: expected scales without requires_grad: codes and their scales "
+      "are "
+      "constants");
+  if (x.scalar_type() == at::kChar) {
+    TORCH_CHECK(
+        x_scales.has_value(),
+        "te_int8::linear_prequantized: expected x_scales with int8 x, got none");
+    const auto rows = x.sym_sizes().slice(0, x.dim() - 1);
+    TORCH_CHECK_TYPE(
+        x_scales->scalar_type() == at::kFloat && x_scales->device() == x.device(),
+        "te_int8::linear_prequantized: expected x_scales of float on ", x.device(), ", got ",
+        x_scales->scalar_type(), " on ", x_scales->device());
+    TORCH_CHECK(
+        x_scales->sym_sizes() == rows || (x_scales->dim() == 1 && x_scales->sym_size(0) == 1),
+        "te_int8::linear_prequantized: expected x_scales of shape ", rows, " or [1], got ",
+        x_scales->sym_sizes());
+  } else {
+    check_float(op, "x", x);
+    TORCH_CHECK(
+        !x_scales.has_value(), "te_int8::linear_prequantized: expected no x_scales with x of ",
+        x.scalar_type(), " (it is quantized here), got some");
+  }
+  if (bias) check_bias(op, *bias, codes.sym_size(0), x.device());
+  const auto dtype =
+      out_dtype.value_or(x.scalar_type() == at::kChar ? at::kFloat : x.scalar_type());
+  check_out_dtype(op, dtype);
   return dtype;
 }
 

@@ -1,12 +1,13 @@
 // Codes that outlive the call that made them: of weights, made once per state of the weight, and of
 // activations that feed several layers.
 //
-// A state is told apart by storage and version; storages are pinned by weak pointers, so that an address
-// cannot come back as another storage. What LibTorch does not tell, and what is done about it:
+// A state is told apart by storage and version; storages are pinned by weak pointers, so that an
+// address cannot come back as another storage. What LibTorch does not tell, and what is done about
+// it:
 //   - torch::optim::SGD and `.data()` write without bumping the version: a weight's codes are also
 //     dropped once a backward has produced its gradient;
-//   - raw pointers write unseen: a layer that meets the same activation again quantizes it again, so
-//     only different layers share; for weights there is te_int8::refresh;
+//   - raw pointers write unseen: a layer that meets the same activation again quantizes it again,
+//     so only different layers share; for weights there is te_int8::refresh;
 //   - inference tensors have no version: their activations are never shared.
 #pragma once
 
@@ -61,7 +62,8 @@ class StampedOperand {
   /// The operand, safe to use on the current stream.
   const std::shared_ptr<Operand>& get() const {
     if (stream_) {
-      const auto now = c10::impl::VirtualGuardImpl(stream_->device_type()).getStream(stream_->device());
+      const auto now =
+          c10::impl::VirtualGuardImpl(stream_->device_type()).getStream(stream_->device());
       if (now != *stream_) {
         ready_->block(now);
         for (const auto& tensor : {operand_->data(), operand_->scales()}) {
@@ -190,8 +192,13 @@ class ActivationCodes {
     });
     if (entries_.size() == kCapacity) entries_.erase(entries_.begin());
     entries_.push_back(
-        {StorageState(x), x.storage_offset(), x.sizes().vec(), x.strides().vec(), form,
-         StampedOperand(operand), {consumer}});
+        {StorageState(x),
+         x.storage_offset(),
+         x.sizes().vec(),
+         x.strides().vec(),
+         form,
+         StampedOperand(operand),
+         {consumer}});
     return operand;
   }
 

@@ -1,10 +1,10 @@
 // Note [Deferred bias]
 //
 // LinearImpl::forward computes x.matmul(W^T) and then `output += bias` for every input that is not
-// 2-D. Added in a separate pass the bias costs a pass over memory, and in bf16 a second rounding, so
-// that 2-D and N-D inputs would disagree. Therefore the routed matmul returns a tensor whose values are
-// still owed: a TensorImpl with sizes, dtype and autograd history but no storage yet, and one extra
-// dispatch key. The first thing that happens to it settles it, in place:
+// 2-D. Added in a separate pass the bias costs a pass over memory, and in bf16 a second rounding,
+// so that 2-D and N-D inputs would disagree. Therefore the routed matmul returns a tensor whose
+// values are still owed: a TensorImpl with sizes, dtype and autograd history but no storage yet,
+// and one extra dispatch key. The first thing that happens to it settles it, in place:
 //   - add_ of the very bias that the layer has: values with the bias in the epilogue;
 //   - any other operation, or an access to its storage or data pointer: values without bias.
 #pragma once
@@ -20,8 +20,8 @@ namespace te_int8::inline v0::detail {
 
 /// The dispatch key that a scope opens for its threads (Note [Routing] in src/routing.cpp).
 inline constexpr auto kRoutingKey = c10::DispatchKey::DeferredInit;
-/// The extra key of a tensor whose values are owed. It lies above kRoutingKey, and no part of LibTorch
-/// but its own tests of the dispatcher uses it.
+/// The extra key of a tensor whose values are owed. It lies above kRoutingKey, and no part of
+/// LibTorch but its own tests of the dispatcher uses it.
 inline constexpr auto kDeferredKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
 /// Computes the values: with `bias` in the epilogue, or without where it is undefined.

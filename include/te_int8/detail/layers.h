@@ -25,7 +25,7 @@ struct Slot {
 
 /// A weight [N,K] with its bias, and the module that owns them.
 struct Layer {
-  std::shared_ptr<torch::nn::LinearImpl> linear;               ///< a Linear, or
+  std::shared_ptr<torch::nn::LinearImpl> linear;                 ///< a Linear, or
   std::shared_ptr<torch::nn::MultiheadAttentionImpl> attention;  ///< an attention's in-projection
   std::vector<std::string> names;  ///< qualified; several where the module is registered twice
   std::vector<Slot> slots;         ///< where a replacement goes; none for the root
@@ -34,7 +34,9 @@ struct Layer {
   const torch::nn::Module& owner() const {
     return linear ? static_cast<const torch::nn::Module&>(*linear) : *attention;
   }
-  const torch::Tensor& weight() const { return linear ? linear->weight : attention->in_proj_weight; }
+  const torch::Tensor& weight() const {
+    return linear ? linear->weight : attention->in_proj_weight;
+  }
   const torch::Tensor& bias() const { return linear ? linear->bias : attention->in_proj_bias; }
 };
 
@@ -71,7 +73,8 @@ class LayerFinder {
     return prefix.empty() ? key : prefix + '.' + key;
   }
 
-  void visit(const std::shared_ptr<torch::nn::Module>& child, const std::string& name, const Slot* slot) {
+  void visit(
+      const std::shared_ptr<torch::nn::Module>& child, const std::string& name, const Slot* slot) {
     auto module = child;
     if (const auto* quantized = dynamic_cast<const QuantizedLinearImpl*>(module.get())) {
       module = quantized->original();  // of an outer scope
@@ -82,15 +85,16 @@ class LayerFinder {
       layer.linear = std::move(linear);
       layer.names.push_back(name);
       if (slot != nullptr) add_slot(layer, *slot);
-    } else if (auto attention = std::dynamic_pointer_cast<torch::nn::MultiheadAttentionImpl>(module)) {
+    } else if (
+        auto attention = std::dynamic_pointer_cast<torch::nn::MultiheadAttentionImpl>(module)) {
       if (attention->in_proj_weight.defined() && attention->in_proj_weight.numel() > 0) {
         auto& layer = layer_of(module.get());
         layer.attention = attention;
         layer.names.push_back(join(name, "in_proj"));
       } else if (!visited(module.get())) {
         found_.others.push_back(
-            {join(name, "in_proj"), "LibTorch's attention asserts with key or value sizes of their own",
-             module.get()});
+            {join(name, "in_proj"),
+             "LibTorch's attention asserts with key or value sizes of their own", module.get()});
       }
     } else if (!visited(module.get()) && !module->named_parameters(/*recurse=*/false).is_empty()) {
       found_.others.push_back({name, "not a Linear and not an attention projection", module.get()});

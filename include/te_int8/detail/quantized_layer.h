@@ -1,5 +1,5 @@
-// The computation of one quantized layer of a scope: how a call finds its codes and reaches the autograd
-// function. QuantizedLinearImpl and the routed kernels both end here.
+// The computation of one quantized layer of a scope: how a call finds its codes and reaches the
+// autograd function. QuantizedLinearImpl and the routed kernels both end here.
 #pragma once
 
 #include <memory>
@@ -33,7 +33,7 @@ inline at::ScalarType output_dtype(const at::Tensor& x) {
 
 /// The rows [first, first + count) of a weight, as an operation received them.
 struct WeightRows {
-  at::Tensor rows;   ///< for autograd: the parameter itself where it is whole
+  at::Tensor rows;  ///< for autograd: the parameter itself where it is whole
   int64_t first = 0;
 };
 
@@ -63,8 +63,8 @@ class QuantizedLayer {
            (x_type == weight_type || cast);
   }
 
-  /// y = x W^T + b for x [*,K] and `part` of the live weight `whole`. `defer_bias`: the bias is added by
-  /// whoever comes next, see Note [Deferred bias].
+  /// y = x W^T + b for x [*,K] and `part` of the live weight `whole`. `defer_bias`: the bias is
+  /// added by whoever comes next, see Note [Deferred bias].
   at::Tensor call(
       const at::Tensor& x, const at::Tensor& whole, const WeightRows& part, const at::Tensor& bias,
       bool defer_bias) {

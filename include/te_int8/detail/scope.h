@@ -1,6 +1,6 @@
-// A scope: what one or several AutocastGuards of the same model, mode and recipe share. It knows the
-// layers it covers, puts their replacements into the module tree and takes them out again, and tells
-// which layer a matmul's weight belongs to.
+// A scope: what one or several AutocastGuards of the same model, mode and recipe share. It knows
+// the layers it covers, puts their replacements into the module tree and takes them out again, and
+// tells which layer a matmul's weight belongs to.
 #pragma once
 
 #include <atomic>
@@ -23,14 +23,16 @@ namespace te_int8::inline v0::detail {
 /// A layer as a scope treats it.
 struct ScopedLayer {
   Layer layer;
-  std::string reason;                            ///< why it is in full precision, or empty
-  std::shared_ptr<QuantizedLayer> quantized;     ///< null in full precision
+  std::string reason;                                ///< why it is in full precision, or empty
+  std::shared_ptr<QuantizedLayer> quantized;         ///< null in full precision
   std::shared_ptr<QuantizedLinearImpl> replacement;  ///< in the tree; null where only routed
 
   const torch::Tensor& weight() const {
     return replacement ? replacement->live_weight() : layer.weight();
   }
-  const torch::Tensor& bias() const { return replacement ? replacement->live_bias() : layer.bias(); }
+  const torch::Tensor& bias() const {
+    return replacement ? replacement->live_bias() : layer.bias();
+  }
 };
 
 /// The rows of a layer's weight that an operation was given.
@@ -61,20 +63,22 @@ class Scope {
 
   /// The layers by the storage of their weight, as of some moment.
   struct Index {
-    /// The members that hold a layer's weight, and what they held. Pinned by weak pointers, so that an
-    /// address cannot come back as something else.
+    /// The members that hold a layer's weight, and what they held. Pinned by weak pointers, so that
+    /// an address cannot come back as something else.
     struct Known {
       explicit Known(const ScopedLayer& scoped);
       bool changed() const;
 
      private:
       struct Member {
+        explicit Member(const at::Tensor& member)
+            : tensor(&member), impl(member.getIntrusivePtr()) {}
         const at::Tensor* tensor;
         c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> impl;
       };
       Member original_, replacement_;  ///< the same where the tree has no replacement
       c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
-      const c10::TensorImpl* live_;    ///< whichever of the two is in force
+      const c10::TensorImpl* live_;  ///< whichever of the two is in force
     };
     ska::flat_hash_map<const c10::StorageImpl*, std::vector<const ScopedLayer*>> by_storage;
     ska::flat_hash_map<int64_t, std::vector<Known>> by_depth;  ///< K of [N,K]
@@ -117,8 +121,8 @@ TE_INT8_API std::shared_ptr<Membership> join_scope(const std::shared_ptr<Scope>&
 /// Ends a membership, from whichever thread. The last one restores the model.
 TE_INT8_API void leave_scope(const std::shared_ptr<Membership>& membership) noexcept;
 
-/// The layer, if any, that computes in INT8 on the calling thread when an operation is given `weight`:
-/// W^T where `transposed`, else W. Fast; called for every matmul of a thread in a scope.
+/// The layer, if any, that computes in INT8 on the calling thread when an operation is given
+/// `weight`: W^T where `transposed`, else W. Fast; called for every matmul of a thread in a scope.
 struct RoutedLayer {
   std::shared_ptr<Scope> scope;  ///< kept alive for a thread that has no membership of its own
   Match match;

@@ -1,0 +1,230 @@
+// The process's registry: which scopes are open, which threads take part in them, and whether a
+// matmul's operand is a weight that one of them covers.
+#include "registry.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <te_int8/detail/deferred.h>
+#include <te_int8/detail/scope.h>
+
+#include "routing.h"
+
+namespace te_int8::inline v0::detail {
+
+std::recursive_mutex& registry_mutex() {
+  static auto* mutex = new std::recursive_mutex;
+  return *mutex;
+}
+
+WeightCodeCache& WeightCodeCache::instance() {
+  // Never destroyed: a backward may still come while the process ends.
+  static auto* cache = new WeightCodeCache;
+  return *cache;
+}
+
+namespace {
+
+struct LiveScope {
+  std::shared_ptr<Scope> scope;
+  int64_t members;
+};
+
+/// The scopes that are open. Guarded by registry_mutex(); never destroyed, as threads may outlive
+/// static objects.
+std::vector<LiveScope>& live_scopes() {
+  static auto* scopes = new std::vector<LiveScope>;
+  return *scopes;
+}
+
+/// A scope as one thread sees it, with its own pointer to the index.
+struct Frame {
+  std::shared_ptr<Membership> membership;
+  std::shared_ptr<const Scope::Index> index;
+  uint64_t epoch;
+};
+
+thread_local std::vector<Frame> frames;
+
+/// Forgets what was closed, perhaps by another thread, and sets the thread's routing key.
+void prune_frames() {
+  std::erase_if(frames, [](const Frame& frame) { return !frame.membership->open; });
+  c10::impl::tls_set_dispatch_key_included(kRoutingKey, !frames.empty());
+}
+
+bool in_this_thread(const Scope* scope) {
+  return std::ranges::any_of(
+      frames, [&](const Frame& frame) { return frame.membership->scope.get() == scope; });
+}
+
+std::shared_ptr<Membership> add_member(LiveScope& live) {
+  auto membership = std::make_shared<Membership>();
+  membership->scope = live.scope;
+  frames.push_back({membership, nullptr, 0});
+  ++live.members;
+  prune_frames();
+  return membership;
+}
+
+void forget_codes_outside_scopes() {
+  WeightCodeCache::instance().sweep([&](const c10::TensorImpl* weight) {
+    return std::ranges::any_of(
+        live_scopes(), [&](const LiveScope& live) { return live.scope->covers(weight); });
+  });
+}
+
+const char* name_of(Mode mode) {
+  switch (mode) {
+    case Mode::QAT: return "Mode::QAT";
+    case Mode::Inference: return "Mode::Inference";
+    case Mode::Off: return "Mode::Off";
+  }
+  return "?";
+}
+
+}  // namespace
+
+std::shared_ptr<Membership> enter_scope(torch::nn::Module& root, Mode mode, const Recipe& recipe) {
+  install_deferred_kernels();
+  install_routing_kernels();
+  const std::lock_guard lock(registry_mutex());
+  auto& scopes = live_scopes();
+  prune_frames();
+  for (auto& live : scopes) {
+    const bool innermost = !frames.empty() && frames.back().membership->scope == live.scope;
+    if (live.scope->is_for(root, mode, recipe) &&
+        (innermost || !in_this_thread(live.scope.get()))) {
+      return add_member(live);
+    }
+  }
+
+  const auto scope = std::make_shared<Scope>(root, mode, recipe);
+  for (const auto& live : scopes) {
+    if (in_this_thread(live.scope.get())) continue;
+    if (const auto* layer = scope->shared_layer(*live.scope)) {
+      TORCH_CHECK(
+          false, "te_int8::AutocastGuard: expected layer '", layer->layer.names.front(),
+          "' to be unguarded or guarded by the same model, mode and recipe, got a scope of another "
+          "thread over it in ",
+          name_of(live.scope->mode()),
+          "; use the same model, mode and recipe, or join that scope with its guard's attach()");
+    }
+  }
+  scope->replace();  // undone by ~Scope if it throws
+  scopes.push_back({scope, 0});
+  return add_member(scopes.back());
+}
+
+std::shared_ptr<Membership> join_scope(const std::shared_ptr<Scope>& scope) {
+  const std::lock_guard lock(registry_mutex());
+  auto& scopes = live_scopes();
+  const auto live = std::ranges::find(scopes, scope, &LiveScope::scope);
+  TORCH_INTERNAL_ASSERT(live != scopes.end(), "te_int8: the guard's scope has ended");
+  return add_member(*live);
+}
+
+void leave_scope(const std::shared_ptr<Membership>& membership) noexcept {
+  const std::lock_guard lock(registry_mutex());
+  auto& scopes = live_scopes();
+  membership->open = false;
+  prune_frames();
+  const auto live = std::ranges::find(scopes, membership->scope, &LiveScope::scope);
+  if (live == scopes.end() || --live->members > 0) return;
+  const auto scope = std::move(live->scope);
+  scopes.erase(live);
+  scope->restore();
+  forget_codes_outside_scopes();
+}
+
+namespace {
+
+/// The rows of the layer's live weight that `weight` is a view of, if it is one.
+std::optional<WeightRows> match(
+    const ScopedLayer& scoped, const torch::Tensor& weight, bool transposed) {
+  const auto& live = scoped.weight();
+  if (!live.defined() || live.dim() != 2 || live.scalar_type() != weight.scalar_type() ||
+      live.storage().unsafeGetStorageImpl() != weight.storage().unsafeGetStorageImpl()) {
+    return std::nullopt;
+  }
+  const int64_t row = transposed ? 1 : 0;
+  const int64_t count = weight.size(row);
+  const int64_t depth = weight.size(1 - row);
+  const int64_t stride = live.stride(0);
+  const int64_t offset = weight.storage_offset() - live.storage_offset();
+  const int64_t first = stride > 0 ? offset / stride : 0;
+  if (depth != live.size(1) || (count > 1 && weight.stride(row) != stride) ||
+      (depth > 1 && weight.stride(1 - row) != live.stride(1)) || offset != first * stride ||
+      first < 0 || first + count > live.size(0)) {
+    return std::nullopt;
+  }
+  // A detached view asks for no gradient of the parameter.
+  const bool same_history =
+      !at::GradMode::is_enabled() || weight.requires_grad() == live.requires_grad();
+  if (count == live.size(0) && same_history) return WeightRows{live, 0};
+  return WeightRows{transposed ? weight.t() : weight, first};
+}
+
+std::optional<Match> match_in(
+    const Scope::Index& index, const torch::Tensor& weight, bool transposed) {
+  const auto found = index.by_storage.find(weight.storage().unsafeGetStorageImpl());
+  if (found == index.by_storage.end()) return std::nullopt;
+  for (const auto* scoped : found->second) {
+    if (auto part = match(*scoped, weight, transposed)) return Match{scoped, std::move(*part)};
+  }
+  return std::nullopt;
+}
+
+std::optional<RoutedLayer> in_int8(std::shared_ptr<Scope> scope, Match match) {
+  if (!match.layer->quantized) return std::nullopt;  // an inner scope keeps it in full precision
+  return RoutedLayer{std::move(scope), std::move(match)};
+}
+
+/// For a thread that has the key but no membership: autograd's, which inherit the key of the thread
+/// that called backward. Any open scope counts, the latest first.
+std::optional<RoutedLayer> find_inherited(const torch::Tensor& weight, bool transposed) {
+  const std::lock_guard lock(registry_mutex());
+  auto& scopes = live_scopes();
+  for (auto live = scopes.rbegin(); live != scopes.rend(); ++live) {
+    if (auto match = match_in(*live->scope->index(), weight, transposed)) {
+      return in_int8(live->scope, std::move(*match));
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<RoutedLayer> find_layer(const torch::Tensor& weight, bool transposed) {
+  if (weight.dim() != 2 || !weight.has_storage()) return std::nullopt;
+  if (frames.empty()) return find_inherited(weight, transposed);
+  bool closed = false;
+  for (bool again = true; again;) {
+    again = false;
+    for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
+      if (!frame->membership->open) {
+        closed = true;
+        continue;
+      }
+      const auto& scope = frame->membership->scope;
+      if (const auto epoch = scope->index_epoch(); frame->epoch != epoch) {
+        frame->index = scope->index();
+        frame->epoch = epoch;
+      }
+      if (auto match = match_in(*frame->index, weight, transposed)) {
+        return in_int8(nullptr, std::move(*match));
+      }
+    }
+    for (auto& frame : frames) {
+      if (frame.membership->open && frame.index->misses(weight, transposed)) {
+        frame.membership->scope->rebuild_index();
+        again = true;
+      }
+    }
+  }
+  if (closed) prune_frames();
+  return std::nullopt;
+}
+
+}  // namespace te_int8::inline v0::detail
