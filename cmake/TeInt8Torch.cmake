@@ -63,16 +63,15 @@ function(_te_int8_torch_cuda root out)
 endfunction()
 
 function(_te_int8_define_torch root)
-  set(libraries torch_cpu)
+  # libtorch.so itself is left out: it holds nothing but the names of these.
+  set(libraries torch_cpu c10)
   if(EXISTS "${root}/lib/libtorch_cuda.so")
     list(APPEND libraries torch_cuda c10_cuda)
   endif()
-  list(APPEND libraries torch c10)
   list(TRANSFORM libraries REPLACE "(.+)" "${root}/lib/lib\\1.so")
 
   # Nothing in a program names a symbol of libtorch_cuda; it registers itself when it is loaded. The
   # linkers of some distributions drop such a library unless they are told not to.
-  list(FILTER libraries INCLUDE REGEX "\\.so$")
   set(loaded ${libraries})
   list(FILTER loaded INCLUDE REGEX "libtorch_(cpu|cuda)\\.so$")
   list(TRANSFORM loaded REPLACE "(.+)" "\"\\1\"")

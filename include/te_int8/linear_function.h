@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include <ATen/autocast_mode.h>
@@ -119,10 +120,15 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   /// What the backward needs beside the saved tensors.
   struct Context : torch::CustomClassHolder {
     LinearConfig config;
-    at::ScalarType x_dtype = at::kFloat, weight_dtype = at::kFloat, bias_dtype = at::kFloat;
+    at::ScalarType x_dtype = at::kFloat;
+    std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
     std::shared_ptr<Operand> cached_weight;  ///< keeps the transposed codes for other backwards
     GradientCount gradients;
     BiasTaken bias_taken;  ///< null where the bias was there from the start
+
+    // Edges of the graph are counted over the inputs that are there.
+    static constexpr std::size_t kInputEdge = 0, kWeightEdge = 1;
+    std::size_t bias_edge() const { return weight_dtype ? 2 : 1; }
 
     OperandForm x_form() const {
       return operand_form(config.output, config.grad_weight, config.x_granularity);
@@ -133,16 +139,19 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   };
 
  public:
+  // Absent tensors come as std::nullopt: autograd takes an undefined one for an input.
   static at::Tensor forward(
-      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-      LinearCall call) {
+      AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& given_weight,
+      const std::optional<at::Tensor>& given_bias, LinearCall call) {
+    const auto weight = given_weight.value_or(at::Tensor());
+    const auto bias = given_bias.value_or(at::Tensor());
     const PlainTensorOps plain;
     auto context = c10::make_intrusive<Context>();
     context->config = call.config;
     context->gradients = call.gradients;
     if (call.gradients) context->cached_weight = call.weight;
     if (call.defer_bias) context->bias_taken = std::make_shared<std::atomic<bool>>(false);
-    if (x.defined()) context->x_dtype = x.scalar_type();
+    context->x_dtype = x.scalar_type();
     if (weight.defined()) context->weight_dtype = weight.scalar_type();
     if (bias.defined()) context->bias_dtype = bias.scalar_type();
 
@@ -178,13 +187,15 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
-      if (ctx->needs_input_grad(0)) dx = grad_input(dy, context, saved[2], saved[3]);
-      if (ctx->needs_input_grad(1)) {
+      if (ctx->needs_input_grad(Context::kInputEdge))
+        dx = grad_input(dy, context, saved[2], saved[3]);
+      if (context.weight_dtype && ctx->needs_input_grad(Context::kWeightEdge)) {
         dw = grad_weight(dy, context, saved[0], saved[1]);
         if (context.gradients) ++*context.gradients;
       }
-      if (ctx->needs_input_grad(2) && (!context.bias_taken || *context.bias_taken)) {
-        db = as_rows(dy).sum(0, /*keepdim=*/false, context.bias_dtype);
+      const bool bias_added = !context.bias_taken || *context.bias_taken;
+      if (context.bias_dtype && bias_added && ctx->needs_input_grad(context.bias_edge())) {
+        db = as_rows(dy).sum(0, /*keepdim=*/false, *context.bias_dtype);
       }
     }
     if (second_order) {
@@ -225,9 +236,9 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     if (context.config.grad_weight == Precision::Int8) {
       const auto [dy_codes, dy_scales] = ops::quantize_columns(rows);
       const auto [codes, code_scales] = x.transposed_codes();
-      return ops::scaled_mm(dy_codes, codes, dy_scales, code_scales, {}, context.weight_dtype);
+      return ops::scaled_mm(dy_codes, codes, dy_scales, code_scales, {}, *context.weight_dtype);
     }
-    return rows.t().matmul(x.dequantized(dy.scalar_type())).to(context.weight_dtype);
+    return rows.t().matmul(x.dequantized(dy.scalar_type())).to(*context.weight_dtype);
   }
 };
 
@@ -237,7 +248,7 @@ inline at::Tensor call_linear(
   const auto requires_grad = [](const at::Tensor& t) { return t.defined() && t.requires_grad(); };
   if (at::GradMode::is_enabled() &&
       (requires_grad(x) || requires_grad(weight) || requires_grad(bias))) {
-    return LinearFunction::apply(x, weight, bias, std::move(call));
+    return LinearFunction::apply(x, as_optional(weight), as_optional(bias), std::move(call));
   }
   const PlainTensorOps plain;
   return call.defer_bias ? deferred_forward(bias, call, std::make_shared<std::atomic<bool>>(false))

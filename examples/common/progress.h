@@ -1,0 +1,78 @@
+// Speed and time left of a training run, shown on a line that rewrites itself on a terminal.
+#pragma once
+
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <iostream>
+#include <string>
+
+#include "text.h"
+
+namespace examples {
+
+class Progress {
+ public:
+  // `first_step` is 0, or the step that a resumed run continues from.
+  Progress(int64_t first_step, int64_t total_steps, int64_t tokens_per_step)
+      : first_step_(first_step), total_steps_(total_steps), tokens_per_step_(tokens_per_step) {}
+
+  // Call it when a step begins and when it ended: only what lies between is training time, so that
+  // evaluations do not blur the speed.
+  void step_begins() { step_start_ = Clock::now(); }
+  void step_ended(int64_t step) {
+    training_seconds_ += seconds_since(step_start_);
+    ++steps_;
+    if (terminal_ && seconds_since(last_drawn_) > 0.5) {
+      last_drawn_ = Clock::now();
+      std::cerr << "\r\033[Kstep " << step << '/' << total_steps_ << "  "
+                << grouped(static_cast<int64_t>(tokens_per_second())) << " tokens/s  "
+                << clock_time(seconds_left(step)) << " left" << std::flush;
+    }
+  }
+
+  // Since the last call of restart_speed().
+  double tokens_per_second() const {
+    return training_seconds_ > 0
+               ? static_cast<double>(steps_ * tokens_per_step_) / training_seconds_
+               : 0.0;
+  }
+  void restart_speed() {
+    training_seconds_ = 0;
+    steps_ = 0;
+  }
+
+  // From the whole time so far, evaluations included.
+  double seconds_left(int64_t step) const {
+    const auto done = static_cast<double>(step - first_step_);
+    return done > 0 ? seconds() / done * static_cast<double>(total_steps_ - step) : 0.0;
+  }
+
+  double seconds() const { return seconds_since(start_); }
+
+  // Removes the line, so that something else can be printed.
+  void clear_line() const {
+    if (terminal_) {
+      std::cerr << "\r\033[K" << std::flush;
+    }
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  }
+
+  int64_t first_step_;
+  int64_t total_steps_;
+  int64_t tokens_per_step_;
+  int64_t steps_ = 0;
+  double training_seconds_ = 0;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point step_start_ = start_;
+  Clock::time_point last_drawn_ = start_;
+  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
+};
+
+}  // namespace examples

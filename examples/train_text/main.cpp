@@ -1,0 +1,124 @@
+// Trains a GPT on real text with INT8 in its forward pass. The one line that makes it so is in
+// trainer.cpp; this file only puts the parts together.
+#include <torch/torch.h>
+
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <optional>
+#include <stdexcept>
+
+#include "../common/csv.h"
+#include "../common/device.h"
+#include "../common/interrupt.h"
+#include "../common/reproducible.h"
+#include "compare.h"
+#include "options.h"
+#include "report.h"
+#include "sample.h"
+#include "text_data.h"
+#include "trainer.h"
+
+namespace train_text {
+
+namespace {
+
+constexpr int kInterrupted = 130;  // what shells report for a program ended by Ctrl-C
+
+std::string load_text(const Options& options) {
+  if (!std::filesystem::exists(options.data)) {
+    throw std::runtime_error(
+        "there is no text " + options.data +
+        "\nThe default is the King James Bible. Debian and Ubuntu have it:\n"
+        "  apt-get install bible-kjv && bible -f gen1:1-rev22:21 > kjv.txt\n"
+        "Then say --data kjv.txt, or --data with any other text of at least some 100 kB.");
+  }
+  return read_text(options.data);
+}
+
+int train(
+    const Options& options, const TextData& data, const std::string& text, torch::Device device) {
+  torch::manual_seed(options.train.seed);
+  Gpt model(options.model);
+  model->to(device);
+  Trainer trainer(model, data, options.train, device);
+  const examples::Settings settings = run_settings(options, text);
+  if (options.resume) {
+    trainer.load(options.checkpoint, settings);
+    std::cout << "Resumed from " << options.checkpoint << " after step " << trainer.step() << '\n';
+  }
+  if (!options.checkpoint.empty()) {
+    trainer.save(
+        options.checkpoint, settings);  // what cannot be written should fail now, not later
+  }
+  std::optional<examples::CsvWriter> csv;
+  if (!options.csv.empty()) {
+    csv.emplace(
+        options.resume ? examples::CsvWriter::resume(options.csv, metrics_header(), trainer.step())
+                       : examples::CsvWriter(options.csv, metrics_header()));
+  }
+
+  std::cout << run_description(options, data, *model, device) << "\nRecipe: " << options.recipe
+            << "\n\n"
+            << metrics_heading() << std::endl;
+  const bool finished = trainer.run([&](const Metrics& metrics) {
+    std::cout << metrics_line(metrics) << std::endl;
+    if (csv) {
+      csv->row(metrics_fields(metrics));
+    }
+    if (!options.checkpoint.empty()) {
+      trainer.save(options.checkpoint, settings);
+    }
+  });
+  if (!finished) {
+    std::cout << "Interrupted after step " << trainer.step() << ".";
+    if (!options.checkpoint.empty()) {
+      trainer.save(options.checkpoint, settings);
+      std::cout << " Continue with the same command and --resume.";
+    }
+    std::cout << '\n';
+    return kInterrupted;
+  }
+  if (options.sample.bytes > 0) {
+    const bool quantized = options.train.mode != te_int8::Mode::Off;
+    const auto mode = quantized ? te_int8::Mode::Inference : te_int8::Mode::Off;
+    std::cout << "\nA sample, written in " << (quantized ? "INT8" : "full precision") << ":\n"
+              << printable(sample(model, device, options.sample, mode, options.train.recipe))
+              << '\n';
+  }
+  return EXIT_SUCCESS;
+}
+
+int run(int argc, char** argv) {
+  const Options options = parse_options(argc, argv);
+  const std::string text = load_text(options);
+  examples::catch_interrupts();
+  examples::make_reproducible();
+  const examples::DeviceChoice choice = examples::choose_device(options.device);
+  std::cout << "train_text on " << choice.device << " (" << choice.reason << ")\n";
+  const TextData data(text, options.model.context, choice.device);
+  if (!options.compare) {
+    return train(options, data, text, choice.device);
+  }
+  if (!compare(options, data, choice.device)) {
+    std::cout << "Interrupted: there is no comparison.\n";
+    return kInterrupted;
+  }
+  return EXIT_SUCCESS;
+}
+
+}  // namespace
+
+}  // namespace train_text
+
+int main(int argc, char** argv) {
+  try {
+    return train_text::run(argc, argv);
+  } catch (const c10::Error& error) {
+    std::cerr << "train_text: " << error.what_without_backtrace() << '\n';
+  } catch (const std::exception& error) {
+    std::cerr << "train_text: " << error.what() << '\n';
+  }
+  return EXIT_FAILURE;
+}

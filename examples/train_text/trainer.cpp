@@ -1,0 +1,134 @@
+#include "trainer.h"
+
+#include <utility>
+
+#include "../common/bf16_autocast.h"
+#include "../common/interrupt.h"
+#include "../common/progress.h"
+
+namespace train_text {
+
+namespace {
+
+// Matrices decay; biases and norms, which have one dimension, do not.
+std::vector<torch::optim::OptimizerParamGroup> parameter_groups(
+    const GptImpl& model, double weight_decay) {
+  std::vector<torch::Tensor> matrices;
+  std::vector<torch::Tensor> vectors;
+  for (const torch::Tensor& parameter : model.parameters()) {
+    (parameter.dim() > 1 ? matrices : vectors).push_back(parameter);
+  }
+  const auto group = [](std::vector<torch::Tensor> parameters, double decay) {
+    auto options = std::make_unique<torch::optim::AdamWOptions>();
+    options->betas({0.9, 0.95}).weight_decay(decay);
+    return torch::optim::OptimizerParamGroup(std::move(parameters), std::move(options));
+  };
+  return {group(std::move(matrices), weight_decay), group(std::move(vectors), 0.0)};
+}
+
+}  // namespace
+
+double evaluate(
+    Gpt& model, const std::vector<Batch>& batches, bool bf16, te_int8::Mode mode,
+    const te_int8::Recipe& recipe) {
+  const torch::NoGradGuard no_grad;
+  const bool was_training = model->is_training();
+  model->eval();
+  double sum = 0;
+  int64_t count = 0;
+  {
+    te_int8::AutocastGuard guard(*model, mode, recipe);
+    for (const auto& [tokens, targets] : batches) {
+      const examples::Bf16Autocast autocast(tokens.device(), bf16);
+      sum += model->loss(tokens, targets).item<double>() * static_cast<double>(targets.numel());
+      count += targets.numel();
+    }
+  }
+  model->train(was_training);
+  return sum / static_cast<double>(count);
+}
+
+Trainer::Trainer(Gpt model, const TextData& data, TrainOptions options, torch::Device device)
+    : model_(std::move(model)),
+      data_(data),
+      options_(std::move(options)),
+      device_(device),
+      validation_(data.validation_batches(options_.eval_windows, options_.batch)),
+      optimizer_(parameter_groups(*model_, options_.weight_decay)),
+      loss_sum_(torch::zeros({}, torch::dtype(torch::kDouble).device(device))) {}
+
+void Trainer::train_step() {
+  const auto [tokens, targets] = data_.train_batch(options_.seed, step_, options_.batch);
+  torch::Tensor loss;
+  {
+    const examples::Bf16Autocast autocast(device_, options_.bf16);
+    te_int8::AutocastGuard guard(*model_, options_.mode, options_.recipe);
+    loss = model_->loss(tokens, targets);
+  }
+  optimizer_.zero_grad();
+  loss.backward();
+  torch::nn::utils::clip_grad_norm_(model_->parameters(), options_.clip);
+  examples::set_learning_rate(optimizer_, options_.schedule.at(step_));
+  optimizer_.step();
+
+  loss_sum_ += loss.detach();
+  ++loss_count_;
+  ++step_;
+}
+
+bool Trainer::run(const std::function<void(const Metrics&)>& on_metrics) {
+  const int64_t tokens_per_step = options_.batch * model_->config().context;
+  examples::Progress progress(step_, options_.steps, tokens_per_step);
+  model_->train();
+  while (step_ < options_.steps) {
+    if (examples::interrupted()) {
+      progress.clear_line();
+      return false;
+    }
+    progress.step_begins();
+    train_step();
+    const bool last = step_ == options_.steps;
+    const bool evaluates = last || step_ % options_.eval_every == 0;
+    // A GPU works behind the CPU's back: reading a value waits for it, so that the time is right.
+    const double loss_sum = evaluates ? loss_sum_.item<double>() : 0.0;
+    progress.step_ended(step_);
+    if (!evaluates) {
+      continue;
+    }
+    Metrics metrics;
+    metrics.step = step_;
+    metrics.tokens = step_ * tokens_per_step;
+    metrics.train_loss = loss_sum / static_cast<double>(loss_count_);
+    metrics.learning_rate = options_.schedule.at(step_ - 1);
+    metrics.tokens_per_second = progress.tokens_per_second();
+    const bool quantized = options_.mode != te_int8::Mode::Off;
+    metrics.validation_loss = evaluate(
+        model_, validation_, options_.bf16,
+        quantized ? te_int8::Mode::Inference : te_int8::Mode::Off, options_.recipe);
+    metrics.seconds_left = progress.seconds_left(step_);
+    loss_sum_.zero_();
+    loss_count_ = 0;
+    progress.clear_line();
+    progress.restart_speed();
+    on_metrics(metrics);
+  }
+  return true;
+}
+
+void Trainer::save(const std::string& path, const examples::Settings& settings) const {
+  const examples::Counters counters = {
+      {"step", torch::tensor(step_)},
+      {"loss_sum", loss_sum_},
+      {"loss_count", torch::tensor(loss_count_)}};
+  examples::save_checkpoint(path, *model_, optimizer_, counters, settings, device_);
+}
+
+void Trainer::load(const std::string& path, const examples::Settings& settings) {
+  examples::Counters counters = {{"step", {}}, {"loss_sum", {}}, {"loss_count", {}}};
+  examples::load_checkpoint(path, *model_, optimizer_, counters, settings, device_);
+  step_ = counters["step"].item<int64_t>();
+  loss_sum_ = counters["loss_sum"];
+  loss_count_ = counters["loss_count"].item<int64_t>();
+}
+
+}  // namespace train_text

@@ -1,0 +1,62 @@
+// te_int8::linear and te_int8::linear_prequantized as C++ functions, through the dispatcher as any other
+// program would call them.
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/torch.h>
+
+namespace te_int8_test {
+
+using Optional = std::optional<at::Tensor>;
+using OptionalType = std::optional<at::ScalarType>;
+
+/// The keyword arguments of te_int8::linear.
+struct LinearOptions {
+  bool int8_output = true, int8_grad_input = false, int8_grad_weight = false;
+  std::string_view x_granularity = "row", weight_granularity = "row";
+  OptionalType out_dtype = std::nullopt;
+};
+
+inline at::Tensor int8_linear(
+    const at::Tensor& x, const at::Tensor& weight, const Optional& bias = {},
+    const LinearOptions& options = {}) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("te_int8::linear", "")
+          .typed<at::Tensor(
+              const at::Tensor&, const at::Tensor&, const Optional&, bool, bool, bool,
+              std::string_view, std::string_view, OptionalType)>();
+  return op.call(
+      x, weight, bias, options.int8_output, options.int8_grad_input, options.int8_grad_weight,
+      options.x_granularity, options.weight_granularity, options.out_dtype);
+}
+
+inline at::Tensor int8_linear_prequantized(
+    const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales, const Optional& bias = {},
+    const Optional& x_scales = {}, OptionalType out_dtype = {}) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("te_int8::linear_prequantized", "")
+          .typed<at::Tensor(
+              const at::Tensor&, const at::Tensor&, const at::Tensor&, const Optional&,
+              const Optional&, OptionalType)>();
+  return op.call(x, codes, scales, bias, x_scales, out_dtype);
+}
+
+/// bf16 autocast on the CPU, for a block.
+class CpuAutocast {
+ public:
+  CpuAutocast() { at::autocast::set_autocast_enabled(at::kCPU, true); }
+  ~CpuAutocast() {
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::clear_cache();
+  }
+  CpuAutocast(const CpuAutocast&) = delete;
+  CpuAutocast& operator=(const CpuAutocast&) = delete;
+};
+
+}  // namespace te_int8_test
