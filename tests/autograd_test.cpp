@@ -58,14 +58,16 @@ std::vector<LinearOptions> backward_precisions() {
 
 }  // namespace
 
-TEST_CASE("what is saved for backward are the codes that a gradient needs, and nothing else", "[gradients][memory]") {
+TEST_CASE("only the codes that a gradient needs are saved for backward", "[gradients][memory]") {
   torch::manual_seed(51);
   const auto x = input(), w = weight(), bias = trained(at::randn({kColumns}));
   const auto x_trained = computed(input()), w_trained = trained(weight());
   for (const auto& options : backward_precisions()) {
     CHECK(bytes_saved([&] { return int8_linear(x, w_trained, bias, options); }) == kInputCodes);
     CHECK(bytes_saved([&] { return int8_linear(x_trained, w, bias, options); }) == kWeightCodes);
-    CHECK(bytes_saved([&] { return int8_linear(x_trained, w_trained, bias, options); }) == kInputCodes + kWeightCodes);
+    CHECK(
+        bytes_saved([&] { return int8_linear(x_trained, w_trained, bias, options); }) ==
+        kInputCodes + kWeightCodes);
     CHECK(bytes_saved([&] { return int8_linear(x, w, bias, options); }) == 0);
   }
   const auto x_3d = x.view({4, kRows / 4, kDepth});
@@ -116,7 +118,8 @@ TEST_CASE("a frozen operand gets no gradient and does not change the others", "[
   const auto x = input(), w = weight(), bias = at::randn({kColumns}), dy = at::randn({kRows, kColumns});
   for (auto options : backward_precisions()) {
     options.int8_output = GENERATE(true, false);
-    const auto all = std::array{x.clone().requires_grad_(), w.clone().requires_grad_(), bias.clone().requires_grad_()};
+    const auto all = std::array{
+        x.clone().requires_grad_(), w.clone().requires_grad_(), bias.clone().requires_grad_()};
     int8_linear(all[0], all[1], all[2], options).backward(dy);
     for (size_t bits = 1; bits < 8; ++bits) {
       const auto leaves = std::array{x.clone(), w.clone(), bias.clone()};
@@ -192,7 +195,8 @@ TEST_CASE("a dy that is not finite reaches dx and dW, in its own row only", "[gr
   const double bad = GENERATE(NAN, INFINITY, -INFINITY);
   const auto dtype = GENERATE(at::kFloat, at::kHalf, at::kBFloat16);
   for (const auto& options : backward_precisions()) {
-    const auto x = trained(input().to(dtype)), w = trained(weight().to(dtype)), bias = trained(at::randn({kColumns}, dtype));
+    const auto x = trained(input().to(dtype)), w = trained(weight().to(dtype));
+    const auto bias = trained(at::randn({kColumns}, dtype));
     auto dy = at::randn({kRows, kColumns}, dtype);
     dy[6][9] = bad;
     int8_linear(x, w, bias, options).backward(dy);
@@ -247,7 +251,8 @@ TEST_CASE("strided and expanded dy give the gradients of a contiguous one", "[gr
 TEST_CASE("empty batches and layers have gradients of their shapes", "[gradients]") {
   for (auto options : backward_precisions()) {
     options.int8_output = GENERATE(true, false);
-    for (const auto& [rows, depth, columns] : {std::array<int64_t, 3>{0, 5, 3}, {4, 0, 3}, {4, 5, 0}, {0, 0, 0}}) {
+    for (const auto& [rows, depth, columns] :
+         {std::array<int64_t, 3>{0, 5, 3}, {4, 0, 3}, {4, 5, 0}, {0, 0, 0}}) {
       INFO("M " << rows << " N " << columns << " K " << depth << " output " << options.int8_output);
       const auto x = trained(at::ones({rows, depth})), w = trained(at::ones({columns, depth}));
       const auto bias = trained(at::ones({columns}));

@@ -1,6 +1,5 @@
 // The codes and scales of the quantizing operations, bit for bit those of the definition.
 #include <cfloat>
-#include <map>
 
 #include "support.h"
 

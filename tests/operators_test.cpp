@@ -164,7 +164,8 @@ TEST_CASE("autocast gives its dtype and quantizes what was not cast", "[operator
   CHECK(int8_linear(x.to(at::kHalf), w, bias).scalar_type() == at::linear(x.to(at::kHalf), w).scalar_type());
   CHECK(int8_linear(x.to(at::kDouble), w.to(at::kDouble)).scalar_type() == at::kDouble);
   const auto q = ops::quantize_rows(x);
-  CHECK(int8_linear_prequantized(std::get<0>(q), codes, scales, bias, std::get<1>(q)).scalar_type() == at::kBFloat16);
+  const auto from_codes = int8_linear_prequantized(std::get<0>(q), codes, scales, bias, std::get<1>(q));
+  CHECK(from_codes.scalar_type() == at::kBFloat16);
 }
 
 TEST_CASE("Meta tensors get the shapes, strides and dtypes of real ones", "[operators][meta]") {
@@ -192,15 +193,22 @@ TEST_CASE("Meta tensors get the shapes, strides and dtypes of real ones", "[oper
       for (const bool int8_output : {true, false}) {
         for (const auto& out_dtype : {OptionalType(), OptionalType(at::kHalf)}) {
           const LinearOptions options{.int8_output = int8_output, .out_dtype = out_dtype};
-          CHECK(alike(int8_linear(meta(input), meta(w), meta(bias), options), int8_linear(input, w, bias, options)));
-          CHECK(alike(int8_linear(meta(input), meta(w), {}, options), int8_linear(input, w, {}, options)));
+          CHECK(alike(
+              int8_linear(meta(input), meta(w), meta(bias), options),
+              int8_linear(input, w, bias, options)));
+          CHECK(alike(
+              int8_linear(meta(input), meta(w), {}, options), int8_linear(input, w, {}, options)));
         }
       }
-      CHECK(alike(int8_linear_prequantized(meta(input), meta(codes), meta(scales)), int8_linear_prequantized(input, codes, scales)));
+      CHECK(alike(
+          int8_linear_prequantized(meta(input), meta(codes), meta(scales)),
+          int8_linear_prequantized(input, codes, scales)));
     }
     const auto a = random_codes(3, 10);
     for (const auto out : {at::kFloat, at::kHalf, at::kInt}) {
-      CHECK(alike(ops::scaled_mm(meta(a), meta(codes), {}, {}, {}, out), ops::scaled_mm(a, codes, {}, {}, {}, out)));
+      CHECK(alike(
+          ops::scaled_mm(meta(a), meta(codes), {}, {}, {}, out),
+          ops::scaled_mm(a, codes, {}, {}, {}, out)));
     }
   }
 }

@@ -1,0 +1,262 @@
+// Note [Deferred bias]: N-D inputs give the bits of 2-D inputs, the bias in the epilogue, and nobody
+// can tell that the result of the matmul was owed for a moment.
+#include <functional>
+
+#include "guard_support.h"
+
+using namespace te_int8_test;
+
+namespace {
+
+/// x W^T as a program would write it; inside a scope and for N-D x its values are owed.
+Tensor product(const OneLayer& model, const Tensor& x) { return x.matmul(model->fc->weight.t()); }
+
+struct Use {
+  const char* how;
+  std::function<Tensor(Tensor y, const Tensor& bias)> apply;
+};
+
+/// First uses of a product that are not the addition of the layer's bias in place.
+std::vector<Use> uses() {
+  return {
+      {"relu_", [](Tensor y, const Tensor&) { return y.relu_(); }},
+      {"view", [](Tensor y, const Tensor&) { return y.view({-1}); }},
+      {"transpose", [](Tensor y, const Tensor&) { return y.transpose(0, -1); }},
+      {"index", [](Tensor y, const Tensor&) { return y[1]; }},
+      {"chunk", [](Tensor y, const Tensor&) { return y.chunk(2, -1)[1]; }},
+      {"cat", [](Tensor y, const Tensor&) { return torch::cat({y, y}); }},
+      {"stack with another", [](Tensor y, const Tensor&) { return torch::stack({torch::ones_like(y), y}); }},
+      {"addition of the bias, not in place", [](Tensor y, const Tensor& b) { return y + b; }},
+      {"addition of twice the bias", [](Tensor y, const Tensor& b) { return y.add_(b, 2); }},
+      {"addition of a copy of the bias", [](Tensor y, const Tensor& b) { return y.add_(b.clone()); }},
+      {"addition of a part of the bias", [](Tensor y, const Tensor& b) { return y.add_(b[0]); }},
+      {"addition to itself", [](Tensor y, const Tensor&) { return y.add_(y); }},
+      {"addition to another", [](Tensor y, const Tensor&) { return torch::ones_like(y).add_(y); }},
+      {"clone", [](Tensor y, const Tensor&) { return y.clone(); }},
+      {"detach", [](Tensor y, const Tensor&) { return y.detach(); }},
+      {"data", [](Tensor y, const Tensor&) { return y.data(); }},
+      {"conversion", [](Tensor y, const Tensor&) { return y.to(torch::kDouble); }},
+      {"another matmul", [](Tensor y, const Tensor&) { return y.matmul(torch::ones({4, 2}, y.options())); }},
+      {"where", [](Tensor y, const Tensor&) { return torch::where(y > 0, y, torch::zeros_like(y)); }},
+      {"out=",
+       [](Tensor y, const Tensor&) {
+         const torch::NoGradGuard no_grad;
+         auto out = torch::empty({0}, y.options());
+         return at::mul_out(out, y, y);
+       }},
+      {"set_data",
+       [](Tensor y, const Tensor&) {
+         auto holder = torch::empty_like(y).detach();
+         holder.set_data(y);
+         return holder;
+       }},
+      {"data_ptr",
+       [](Tensor y, const Tensor&) {
+         return torch::from_blob(y.data_ptr(), y.sizes(), y.options().requires_grad(false)).clone();
+       }},
+      {"storage",
+       [](Tensor y, const Tensor&) {
+         return torch::empty({0}, y.options()).set_(y.storage(), 0, y.sizes()).clone();
+       }},
+      {"torch::save",
+       [](Tensor y, const Tensor&) {
+         std::stringstream stream;
+         torch::save(y, stream);
+         Tensor loaded;
+         torch::load(loaded, stream);
+         return loaded;
+       }},
+      {"item",
+       [](Tensor y, const Tensor&) { return torch::tensor(y.sum().to(torch::kFloat).item<float>()); }},
+      {"copy_ into another", [](Tensor y, const Tensor&) { return torch::empty_like(y).copy_(y); }},
+      {"another thread",
+       [](Tensor y, const Tensor&) {
+         Tensor z;
+         in_thread([&] { z = y * 2; });
+         return z;
+       }},
+      {"move and swap",
+       [](Tensor y, const Tensor&) {
+         Tensor z = std::move(y);
+         return z.mul(3);
+       }},
+  };
+}
+
+}  // namespace
+
+TEST_CASE("1-D, 3-D and 4-D inputs give the bits of a 2-D input", "[guard][bias]") {
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kHalf, at::kDouble);
+  const auto context = GENERATE(as<std::string>(), "grad", "no grad", "inference", "autocast");
+  CAPTURE(dtype, context);
+  OneLayer model(32, 24);
+  model->to(dtype);
+  const auto x = torch::randn({6, 32}).to(dtype);
+  const auto out_dtype = context == "autocast" && dtype != at::kDouble ? at::kBFloat16 : dtype;
+  const auto expected = int8_result(x, model->fc->weight, model->fc->bias, out_dtype);
+  const AutocastGuard guard(model, Mode::QAT);
+  in_context(context, [&] {
+    CHECK(same(model(x).detach(), expected));
+    CHECK(same(model(x.view({2, 3, 32})).detach(), expected.view({2, 3, 24})));
+    CHECK(same(model(x.view({1, 3, 2, 32})).detach(), expected.view({1, 3, 2, 24})));
+    CHECK(same(model(x[4]).detach(), expected[4]));
+    const auto y = model(x.view({2, 3, 32}));
+    CHECK(y.requires_grad() == (context == "grad" || context == "autocast"));
+    CHECK(y.is_inference() == (context == "inference"));
+  });
+  CHECK(line_of(guard.report(), "fc").bias_fused);
+}
+
+TEST_CASE("a product without its bias has the values of a product, whoever looks first", "[guard][bias]") {
+  const auto shape = GENERATE(std::vector<int64_t>{2, 3, 8}, std::vector<int64_t>{2, 1, 3, 8});
+  for (const auto& use : uses()) {
+    DYNAMIC_SECTION(use.how) {
+      OneLayer model;
+      model->to(torch::kBFloat16);
+      const auto x = torch::randn(shape).to(torch::kBFloat16);
+      const auto bias = model->fc->bias;
+      const auto plain = int8_result(x, model->fc->weight, {}, at::kBFloat16);
+      const auto expected = use.apply(plain, bias);
+      const AutocastGuard guard(model, Mode::QAT);
+      CHECK(same(use.apply(product(model, x), bias).detach(), expected.detach()));
+      const torch::NoGradGuard no_grad;
+      CHECK(same(use.apply(product(model, x), bias), expected.detach()));
+      CHECK_FALSE(line_of(guard.report(), "fc").bias_fused);
+    }
+  }
+}
+
+TEST_CASE("a product shows its metadata before anybody has used it", "[guard][bias]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto y = product(model, torch::randn({2, 3, 8}));
+  CHECK(y.sizes() == at::IntArrayRef({2, 3, 4}));
+  CHECK(y.strides() == at::IntArrayRef({12, 4, 1}));
+  CHECK(y.scalar_type() == at::kFloat);
+  CHECK(y.device() == at::kCPU);
+  CHECK(y.numel() == 24);
+  CHECK(y.is_contiguous());
+  CHECK(y.requires_grad());
+  CHECK(y.grad_fn() != nullptr);
+  CHECK_FALSE(y.is_leaf());
+  CHECK(y.has_storage());
+  CHECK(y.accessor<float, 3>()[1][2][3] == y[1][2][3].item<float>());
+}
+
+TEST_CASE("the bias gets a gradient exactly when it was added", "[guard][bias]") {
+  const bool weight_trains = GENERATE(true, false), bias_trains = GENERATE(true, false);
+  const bool x_trains = GENERATE(true, false), adds = GENERATE(true, false);
+  CAPTURE(weight_trains, bias_trains, x_trains, adds);
+  const auto run = [&](OneLayer& model, Tensor& x) {
+    auto y = product(model, x);
+    if (adds) {
+      y.add_(model->fc->bias);
+    } else {
+      y.relu_();
+    }
+    return y;
+  };
+  OneLayer model;
+  model->fc->weight.set_requires_grad(weight_trains);
+  model->fc->bias.set_requires_grad(bias_trains);
+  auto x = torch::randn({2, 3, 8}).set_requires_grad(x_trains);
+  const bool plain_requires_grad = run(model, x).requires_grad();
+
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto y = run(model, x);
+  CHECK(y.requires_grad() == plain_requires_grad);
+  if (!y.requires_grad()) return;
+  y.sum().backward();
+  CHECK(model->fc->weight.grad().defined() == weight_trains);
+  CHECK(x.grad().defined() == x_trains);
+  REQUIRE(model->fc->bias.grad().defined() == (bias_trains && adds));
+  if (bias_trains && adds) CHECK(same(model->fc->bias.grad(), torch::full({4}, 6.0F)));
+}
+
+TEST_CASE("grad mode counts when the bias is added, not when the product is made", "[guard][bias]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto x = torch::randn({2, 3, 8});
+  SECTION("the product without, the bias with") {
+    Tensor y;
+    {
+      const torch::NoGradGuard no_grad;
+      y = product(model, x);
+    }
+    y.add_(model->fc->bias);
+    REQUIRE(y.requires_grad());
+    y.sum().backward();
+    CHECK(model->fc->bias.grad().defined());
+    CHECK_FALSE(model->fc->weight.grad().defined());
+  }
+  SECTION("the product with, the bias without") {
+    auto y = product(model, x);
+    {
+      const torch::NoGradGuard no_grad;
+      y.add_(model->fc->bias);
+    }
+    y.sum().backward();
+    CHECK_FALSE(model->fc->bias.grad().defined());
+    CHECK(model->fc->weight.grad().defined());
+  }
+}
+
+TEST_CASE("hooks and retained gradients on a product see what its users send", "[guard][bias]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::QAT);
+  auto y = product(model, torch::randn({2, 3, 8}));
+  int hooks = 0;
+  y.register_hook([&](const Tensor& gradient) {
+    ++hooks;
+    return gradient * 2;
+  });
+  y.retain_grad();
+  y.sum().backward();
+  CHECK(hooks == 1);
+  CHECK(same(y.grad(), torch::full({2, 3, 4}, 2.0F)));
+}
+
+TEST_CASE("a product keeps its values when weight, bias and input change before anybody looks", "[guard][bias]") {
+  OneLayer model;
+  auto x = torch::randn({2, 3, 8});
+  const auto expected = int8_result(x, model->fc->weight, {}, at::kFloat);
+  Tensor y;
+  {
+    const AutocastGuard guard(model, Mode::QAT);
+    const torch::NoGradGuard no_grad;
+    y = product(model, x);
+    model->fc->weight.zero_();
+    model->fc->bias.fill_(5);
+    x.zero_();
+  }
+  CHECK(same(y, expected));
+}
+
+TEST_CASE("many threads may be the first to look at one product", "[guard][bias]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::QAT);
+  const torch::NoGradGuard no_grad;
+  for (int round = 0; round < 20; ++round) {
+    const auto x = torch::randn({2, 3, 8});
+    const auto y = product(model, x);
+    std::vector<Tensor> seen(4);
+    std::vector<std::thread> threads;
+    for (auto& slot : seen) threads.emplace_back([&slot, y] { slot = y.clone(); });
+    for (auto& thread : threads) thread.join();
+    const auto expected = int8_result(x, model->fc->weight, {}, at::kFloat);
+    for (const auto& slot : seen) REQUIRE(same(slot, expected));
+  }
+}
+
+TEST_CASE("the report tells a fused bias from a separate one", "[guard][bias]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK_FALSE(line_of(guard.report(), "fc").bias_fused);
+  model(torch::randn({2, 3, 8}));
+  CHECK(line_of(guard.report(), "fc").bias_fused);
+  model(torch::randn({3, 8}));
+  CHECK(line_of(guard.report(), "fc").bias_fused);
+  product(model, torch::randn({2, 3, 8})).add_(1);
+  CHECK_FALSE(line_of(guard.report(), "fc").bias_fused);
+  CHECK(calls_of(guard, "fc") == 3);
+}

@@ -1,0 +1,293 @@
+// The codes of weights and activations: made once per state, never of a state that has passed, and
+// gone when nobody needs them.
+#include <functional>
+
+#include "guard_support.h"
+
+using namespace te_int8_test;
+
+namespace {
+
+/// A layer in a scope around the whole test, warmed up by one forward.
+struct Warm {
+  OneLayer model;
+  Tensor x = torch::randn({5, 8});
+  torch::optim::SGD sgd{model->parameters(), torch::optim::SGDOptions(0.5)};
+
+  Tensor& weight() { return model->fc->weight; }
+  Tensor forward() { return model->forward(x); }
+  void backward() { forward().pow(2).sum().backward(); }
+  bool fresh() {
+    const torch::NoGradGuard no_grad;
+    return same(forward(), int8_result(*model->fc, x));
+  }
+};
+
+struct Change {
+  const char* how;
+  std::function<void(Warm&)> make;
+};
+
+/// Ways to change a weight of which LibTorch, autograd or te_int8::refresh leave a sign.
+std::vector<Change> changes() {
+  return {
+      {"an in-place operation without grad mode",
+       [](Warm& w) {
+         const torch::NoGradGuard no_grad;
+         w.weight().mul_(2);
+       }},
+      {"an in-place operation on a detached view",
+       [](Warm& w) { w.weight().detach()[0].mul_(2); }},
+      {"set_data", [](Warm& w) { w.weight().set_data(torch::randn({4, 8})); }},
+      {"set_data to another part of one storage",
+       [](Warm& w) {
+         const auto flat = torch::randn({64});
+         w.weight().set_data(flat.narrow(0, 0, 32).view({4, 8}));
+         w.forward();
+         w.weight().set_data(flat.narrow(0, 32, 32).view({4, 8}));
+       }},
+      {"an assignment to the member", [](Warm& w) { w.weight() = torch::randn({4, 8}); }},
+      {"a raw pointer, then refresh",
+       [](Warm& w) {
+         w.weight().data_ptr<float>()[3] = 50;
+         te_int8::refresh(*w.model);
+       }},
+      {".data(), then refresh",
+       [](Warm& w) {
+         w.weight().data().mul_(3);
+         te_int8::refresh(*w.model);
+       }},
+      {"a raw pointer to a weight that was assigned, then refresh",
+       [](Warm& w) {
+         w.weight() = torch::randn({4, 8});
+         w.forward();
+         w.weight().data_ptr<float>()[3] = 50;
+         te_int8::refresh(*w.model);
+       }},
+      {"backward and SGD",
+       [](Warm& w) {
+         w.backward();
+         w.sgd.step();
+       }},
+      {"backward, a forward, and SGD",
+       [](Warm& w) {
+         w.backward();
+         w.forward();
+         w.sgd.step();
+       }},
+      {"backward, SGD, a forward, SGD again",
+       [](Warm& w) {
+         w.backward();
+         w.sgd.step();
+         w.forward();
+         w.sgd.step();
+       }},
+      {"a step in full precision inside",
+       [](Warm& w) {
+         const AutocastGuard off(w.model, Mode::Off);
+         w.backward();
+         w.sgd.step();
+       }},
+      {"a step in full precision inside, gradients cleared",
+       [](Warm& w) {
+         const AutocastGuard off(w.model, Mode::Off);
+         w.backward();
+         w.sgd.step();
+         w.sgd.zero_grad();
+       }},
+      {"a gradient that no layer made, and SGD",
+       [](Warm& w) {
+         w.weight().pow(2).sum().backward();
+         w.sgd.step();
+       }},
+      {"a thread that trains in full precision",
+       [](Warm& w) {
+         in_thread([&] {
+           w.backward();
+           w.sgd.step();
+         });
+       }},
+  };
+}
+
+}  // namespace
+
+TEST_CASE("a forward sees that its weight has changed", "[guard][codes]") {
+  for (const auto& change : changes()) {
+    DYNAMIC_SECTION(change.how) {
+      Warm w;
+      const AutocastGuard guard(w.model, Mode::QAT);
+      w.forward();
+      change.make(w);
+      CHECK(w.fresh());
+    }
+  }
+}
+
+TEST_CASE("a model made in InferenceMode, whose weights have no version, sees its weights change", "[guard][codes]") {
+  const c10::InferenceMode inference_mode;
+  Warm w;
+  const AutocastGuard guard(w.model, Mode::Inference);
+  w.forward();
+  w.weight().mul_(2);
+  CHECK(w.fresh());
+}
+
+TEST_CASE("codes of a frozen weight are not used after it was thawed and trained", "[guard][codes]") {
+  Warm w;
+  w.weight().set_requires_grad(false);
+  {
+    const AutocastGuard guard(w.model, Mode::QAT);
+    w.forward();
+  }
+  w.weight().set_requires_grad(true);
+  w.backward();
+  w.sgd.step();
+  w.sgd.zero_grad();
+  const AutocastGuard guard(w.model, Mode::QAT);
+  CHECK(w.fresh());
+}
+
+TEST_CASE("a weight is quantized once until it changes", "[guard][codes]") {
+  Warm w;
+  const AutocastGuard guard(w.model, Mode::QAT);
+  const QuantizationCounter counter;
+  for (int i = 0; i < 3; ++i) w.model->forward(torch::randn({2, 5, 8}));
+  CHECK(counter.of(w.weight()) == 1);
+  w.backward();
+  CHECK(counter.of(w.weight()) == 1);
+  w.sgd.step();
+  w.sgd.zero_grad();
+  w.forward();
+  w.forward();
+  CHECK(counter.of(w.weight()) == 2);
+}
+
+TEST_CASE("an activation that feeds three layers is quantized once", "[guard][codes]") {
+  const auto shape = GENERATE(std::vector<int64_t>{6, 8}, std::vector<int64_t>{2, 3, 8});
+  nn::ModuleList projections;
+  for (int i = 0; i < 3; ++i) projections->push_back(nn::Linear(8, 4));
+  const AutocastGuard guard(projections, Mode::QAT);
+  const auto x = torch::randn(shape);
+  const QuantizationCounter counter;
+  for (int i = 0; i < 3; ++i) {
+    CHECK(same(projections->at<nn::LinearImpl>(static_cast<std::size_t>(i)).forward(x),
+               int8_result(projections->at<nn::LinearImpl>(static_cast<std::size_t>(i)), x.clone())));
+  }
+  CHECK(counter.of(x) == 1);
+}
+
+TEST_CASE("an activation's codes are found through a reshape", "[guard][codes]") {
+  TwoLayers model;
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto x = torch::randn({2, 3, 8});
+  const QuantizationCounter counter;
+  model->first(x);
+  CHECK(same(model->second(x.view({6, 8})), int8_result(*model->second, x.clone().view({6, 8}))));
+  CHECK(counter.of(x) == 1);
+}
+
+TEST_CASE("a buffer that is refilled between two calls of a layer is read again", "[guard][codes]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::QAT);
+  const torch::NoGradGuard no_grad;
+  std::vector<float> buffer(40, 1.0F);
+  const auto x = torch::from_blob(buffer.data(), {5, 8});
+  model->forward(x);
+  const auto write = GENERATE(0, 1, 2);
+  if (write == 0) buffer[7] = -3;
+  if (write == 1) x.data().mul_(-2).add_(torch::randn({5, 8}));
+  if (write == 2) x.copy_(torch::randn({5, 8}));
+  CHECK(same(model->forward(x), int8_result(*model->fc, x)));
+}
+
+TEST_CASE("activations of one memory but two dtypes are two activations", "[guard][codes]") {
+  TwoLayers model;
+  model->first->to(torch::kBFloat16);
+  model->second->to(torch::kHalf);
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto x = torch::randn({5, 8}).to(torch::kBFloat16);
+  model->first(x);
+  const auto as_half = x.view(torch::kHalf);
+  CHECK(same(model->second(as_half), int8_result(*model->second, as_half.clone())));
+}
+
+TEST_CASE("what InferenceMode has quantized can be trained with", "[guard][codes]") {
+  TwoLayers model;
+  const auto x = torch::randn({5, 8}).set_requires_grad(true);
+  SECTION("the weight's codes in one scope") {
+    const AutocastGuard guard(model, Mode::QAT);
+    {
+      const c10::InferenceMode inference_mode;
+      model->first(torch::randn({5, 8}));
+    }
+    CHECK_NOTHROW(model->first(x).sum().backward());
+  }
+  SECTION("a frozen weight's codes in the next scope") {
+    model->first->weight.set_requires_grad(false);
+    {
+      const c10::InferenceMode inference_mode;
+      const AutocastGuard guard(model, Mode::Inference);
+      model->first(torch::randn({5, 8}));
+    }
+    const AutocastGuard guard(model, Mode::QAT);
+    CHECK_NOTHROW(model->first(x).sum().backward());
+  }
+  SECTION("an activation's codes") {
+    const AutocastGuard guard(model, Mode::QAT);
+    {
+      const c10::InferenceMode inference_mode;
+      model->first(x);
+    }
+    CHECK_NOTHROW(model->second(x).sum().backward());
+  }
+}
+
+TEST_CASE("codes end with the scope, and those of frozen weights with the weight", "[guard][codes]") {
+  const auto before = held_codes();
+  {
+    TwoLayers model;
+    model->second->weight.set_requires_grad(false);
+    {
+      const AutocastGuard guard(model, Mode::QAT);
+      model->first(torch::randn({5, 8}));
+      model->second(torch::randn({5, 8}));
+      CHECK(held_codes() == before + 2);
+    }
+    CHECK(held_codes() == before + 1);
+    const AutocastGuard guard(model, Mode::QAT);
+    const QuantizationCounter counter;
+    model->second(torch::randn({5, 8}));
+    CHECK(counter.of(model->second->weight) == 0);
+  }
+  CHECK(held_codes() == before);
+}
+
+TEST_CASE("a weight that is computed anew for each step does not pile up codes", "[guard][codes]") {
+  OneLayer model;
+  const auto before = held_codes();
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto v = torch::randn({4, 8}).set_requires_grad(true);
+  for (int i = 0; i < 20; ++i) {
+    model->fc->weight = v * 2;
+    model->forward(torch::randn({5, 8})).sum().backward();
+  }
+  CHECK(v.grad().defined());
+  CHECK(calls_of(guard, "fc") == 20);
+  CHECK(held_codes() <= before + 2);
+}
+
+TEST_CASE("neither the graph nor the scope keeps an activation alive", "[guard][codes]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::QAT);
+  std::vector<float> buffer(40, 1.0F);
+  bool freed = false;
+  Tensor y;
+  {
+    const auto x = torch::from_blob(buffer.data(), {5, 8}, [&](void*) { freed = true; });
+    y = model->forward(x);
+  }
+  CHECK(freed);
+  y.sum().backward();
+  CHECK(model->fc->weight.grad().defined());
+}
