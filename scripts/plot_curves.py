@@ -30,41 +30,48 @@ def read_runs(path):
     return runs
 
 
+def differences_to_first(runs):
+    """Validation loss minus the first run's, where both were evaluated: {run name: (tokens, values)}."""
+    (_, reference), *others = runs.items()
+    at = dict(zip(reference["tokens"], reference["val_loss"]))
+    differences = {}
+    for name, run in others:
+        points = [(t, loss - at[t]) for t, loss in zip(run["tokens"], run["val_loss"]) if t in at]
+        if points:
+            differences[name] = tuple(zip(*points))
+    return differences
+
+
 def draw(runs, output, title):
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    figure, (losses, differences) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(8, 7), height_ratios=[3, 1], layout="constrained")
-    names = list(runs)
-    reference = runs[names[0]]
-    for index, name in enumerate(names):
-        run = runs[name]
-        color = f"C{index}"
-        losses.plot(run["tokens"], run["val_loss"], color=color, marker=".", label=f"{name}, validation")
-        losses.plot(run["tokens"], run["train_loss"], color=color, ls=":", label=f"{name}, training")
-        if index > 0 and run["tokens"] == reference["tokens"]:
-            difference = [a - b for a, b in zip(run["val_loss"], reference["val_loss"])]
-            differences.plot(run["tokens"], difference, color=color, marker=".",
-                             label=f"{name} minus {names[0]}, validation")
+    differences = differences_to_first(runs)
+    panels = 2 if differences else 1
+    figure, axes = pyplot.subplots(
+        panels, 1, sharex=True, squeeze=False, figsize=(8, 2 + 2.5 * panels), layout="constrained",
+        gridspec_kw={"height_ratios": [3, 1][:panels]})
+    losses, lowest = axes[0, 0], axes[-1, 0]
+    colors = {name: f"C{index}" for index, name in enumerate(runs)}
+    for name, run in runs.items():
+        style = {"color": colors[name]}
+        losses.plot(run["tokens"], run["val_loss"], marker=".", label=f"{name}, validation", **style)
+        losses.plot(run["tokens"], run["train_loss"], ls=":", label=f"{name}, training", **style)
+    losses.set_title(title)
     losses.set_ylabel("loss, nats per byte")
-    losses.legend()
-    losses.grid(alpha=0.3)
-    if title:
-        losses.set_title(title)
-    lower = losses
-    if differences.lines:
-        differences.axhline(0, color="black", lw=0.8)
-        differences.set_ylabel("difference")
-        differences.legend()
-        differences.grid(alpha=0.3)
-        lower = differences
-    else:
-        differences.remove()
-        losses.tick_params(labelbottom=True)
-    lower.set_xlabel("tokens trained on")
+    for name, (tokens, values) in differences.items():
+        label = f"{name} minus {next(iter(runs))}, validation"
+        lowest.plot(tokens, values, color=colors[name], marker=".", label=label)
+        lowest.set_ylabel("difference")
+    if differences:
+        lowest.axhline(0, color="black", lw=0.8)
+    for panel in axes[:, 0]:
+        panel.legend()
+        panel.grid(alpha=0.3)
+    lowest.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    lowest.set_xlabel("tokens trained on")
     figure.savefig(output, dpi=120)
 
 

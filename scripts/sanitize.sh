@@ -6,9 +6,6 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 (($#)) || set -- --label-regex '^(guard|operators)$'
-# LibTorch keeps its operators and thread pools until the process ends and its own libraries are not
-# instrumented, so what a leak check reports is theirs.
-export ASAN_OPTIONS=detect_leaks=0
 export UBSAN_OPTIONS=print_stacktrace=1
 
 set_up_tools

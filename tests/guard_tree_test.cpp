@@ -237,11 +237,11 @@ TEST_CASE("a user's subclass of Linear keeps its type and is routed", "[guard][t
 }
 
 TEST_CASE("a clone made inside is full precision and not part of the scope", "[guard][tree]") {
-  Mlp model;
-  const auto x = torch::randn({3, 16});
-  const auto output = model(x);
+  nn::Sequential model(nn::Linear(8, 8), nn::ReLU(), nn::Linear(8, 4));
+  const auto x = torch::randn({3, 8});
+  const auto output = model->forward(x);
   const AutocastGuard guard(model, Mode::QAT);
-  const auto copy = std::dynamic_pointer_cast<MlpImpl>(model->clone());
+  const auto copy = std::dynamic_pointer_cast<nn::SequentialImpl>(model->clone());
   REQUIRE(copy != nullptr);
   CHECK(quantized_modules(*copy) == 0);
   CHECK(same(copy->forward(x), output));

@@ -54,7 +54,7 @@ std::string run_description(
       << fixed(data.unigram_loss(), 4) << " nats. Full precision is "
       << (train.bf16 ? "bf16 autocast" : "fp32") << ". On " << device;
   if (device.is_cpu()) {
-    out << ", " << torch::get_num_threads() << " threads";
+    out << ", threads: " << torch::get_num_threads();
   }
   out << '.';
   return out.str();

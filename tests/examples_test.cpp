@@ -1,0 +1,102 @@
+// The helpers that the examples share.
+#include <torch/torch.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+
+#include "../examples/common/atomic_file.h"
+#include "../examples/common/bf16_autocast.h"
+#include "../examples/common/csv.h"
+#include "../examples/common/schedule.h"
+#include "../examples/common/text.h"
+#include "temporary_directory.h"
+
+using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::WithinRel;
+using te_int8_tests::contents;
+using te_int8_tests::TemporaryDirectory;
+
+TEST_CASE("an atomic write leaves the old file when it fails", "[examples]") {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "file";
+  examples::write_text_atomically(path, "old");
+  CHECK(contents(path) == "old");
+  examples::write_text_atomically(path, "new");
+  CHECK(contents(path) == "new");
+
+  const auto fail_half_way = [](const std::string& temporary) {
+    std::ofstream(temporary) << "half";
+    throw std::runtime_error("disk full");
+  };
+  CHECK_THROWS_WITH(examples::write_atomically(path, fail_half_way), "disk full");
+  CHECK(contents(path) == "new");
+  CHECK(directory.file_count() == 1);  // no temporary file is left behind
+
+  CHECK_THROWS_WITH(
+      examples::write_text_atomically(directory / "missing/file", "text"),
+      ContainsSubstring("missing/file"));
+}
+
+TEST_CASE("the learning rate warms up, peaks and ends at its floor", "[examples]") {
+  const examples::WarmupCosine schedule = {.peak = 2.0, .warmup_steps = 4, .total_steps = 105};
+  CHECK_THAT(schedule.at(0), WithinRel(0.5, 1e-12));
+  CHECK_THAT(schedule.at(3), WithinRel(2.0, 1e-12));
+  CHECK_THAT(schedule.at(4), WithinRel(2.0, 1e-12));
+  CHECK_THAT(schedule.at(54), WithinRel(1.1, 1e-12));  // half way between the peak and the floor
+  CHECK_THAT(schedule.at(104), WithinRel(0.2, 1e-12));
+  CHECK_THAT(schedule.at(1000), WithinRel(0.2, 1e-12));
+  for (int64_t step = 4; step < 104; ++step) {
+    CHECK(schedule.at(step + 1) < schedule.at(step));
+  }
+  const examples::WarmupCosine one_step = {.peak = 3.0, .warmup_steps = 0, .total_steps = 1};
+  CHECK_THAT(one_step.at(0), WithinRel(3.0, 1e-12));
+}
+
+TEST_CASE("a resumed CSV drops the rows that will be computed again", "[examples]") {
+  const TemporaryDirectory directory;
+  const std::string path = directory / "metrics.csv";
+  {
+    examples::CsvWriter csv(path, "step,loss");
+    csv.row({"10", "2.5"});
+    csv.row({"20", "2.25"});
+    csv.row({"30", "2"});
+  }
+  examples::CsvWriter::resume(path, "step,loss", 20).row({"30", "1"});
+  CHECK(contents(path) == "step,loss\n10,2.5\n20,2.25\n30,1\n");
+  CHECK_THROWS_WITH(
+      examples::CsvWriter::resume(path, "step,other", 20),
+      ContainsSubstring("expected the header"));
+  examples::CsvWriter::resume(directory / "new.csv", "step", 5).row({"6"});
+  CHECK(contents(directory / "new.csv") == "step\n6\n");
+  CHECK_THROWS_WITH(examples::CsvWriter("/dev/full", "step"), ContainsSubstring("/dev/full"));
+}
+
+TEST_CASE("bf16 autocast ends with its scope", "[examples]") {
+  const auto multiply = [] {
+    return torch::mm(torch::ones({2, 2}), torch::ones({2, 2})).scalar_type();
+  };
+  {
+    const examples::Bf16Autocast autocast(torch::kCPU, true);
+    CHECK(multiply() == torch::kBFloat16);
+    {
+      const examples::Bf16Autocast off(torch::kCPU, false);
+      CHECK(multiply() == torch::kFloat);
+    }
+    CHECK(multiply() == torch::kBFloat16);
+  }
+  CHECK(multiply() == torch::kFloat);
+}
+
+TEST_CASE("numbers are printed for people", "[examples]") {
+  CHECK(examples::grouped(0) == "0");
+  CHECK(examples::grouped(999) == "999");
+  CHECK(examples::grouped(1234567) == "1,234,567");
+  CHECK(examples::grouped(-123456) == "-123,456");
+  CHECK(examples::clock_time(59.9) == "0:59");
+  CHECK(examples::clock_time(3725) == "1:02:05");
+  CHECK(examples::fixed(-0.00049, 3) == "-0.000");
+}
