@@ -27,9 +27,12 @@ class DeferredTensorImpl final : public c10::TensorImpl {
   }
 
   bool takes_bias(const at::Tensor& other, const at::Scalar& alpha) const {
-    return alpha.equal(1) && other.defined() && other.has_storage() && other.is_alias_of(bias_) &&
-           other.storage_offset() == bias_.storage_offset() && other.sizes() == bias_.sizes() &&
-           other.strides() == bias_.strides() && other.requires_grad() == bias_.requires_grad();
+    // A bias that wants a gradient needs a product that was recorded: it carries the edge.
+    const bool needs_edge = at::GradMode::is_enabled() && other.requires_grad();
+    return !settled_ && alpha.equal(1) && other.has_storage() && other.is_alias_of(bias_) &&
+           (!needs_edge || requires_grad()) && other.storage_offset() == bias_.storage_offset() &&
+           other.sizes() == bias_.sizes() && other.strides() == bias_.strides() &&
+           other.requires_grad() == bias_.requires_grad();
   }
 
   /// Gives the tensor its values. Any thread may come first; the others wait.
@@ -37,9 +40,10 @@ class DeferredTensorImpl final : public c10::TensorImpl {
     if (settled_.load(std::memory_order_acquire)) return;
     const std::lock_guard lock(mutex_);
     if (settled_.load(std::memory_order_relaxed)) return;
+    const bool grad_mode = at::GradMode::is_enabled();
     const c10::InferenceMode inference_mode(is_inference());
     const at::NoGradGuard no_grad;
-    const auto values = compute_(bias);
+    const auto values = compute_(bias, grad_mode);
     TensorImpl::shallow_copy_from(values.getIntrusivePtr());
     compute_ = nullptr;
     bias_.reset();
@@ -106,13 +110,13 @@ void settle_arguments(
 }
 
 at::Tensor& add_bias(at::Tensor& self, const at::Tensor& other, const at::Scalar& alpha) {
+  settle(other);
   auto* deferred = as_deferred(self);
   if (deferred != nullptr && deferred->takes_bias(other, alpha)) {
     deferred->settle(other);
     return self;
   }
   settle(self);
-  settle(other);
   return at::_ops::add__Tensor::call(self, other, alpha);
 }
 

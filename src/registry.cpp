@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 
 #include <te_int8/detail/deferred.h>
 #include <te_int8/detail/scope.h>
@@ -93,9 +94,7 @@ std::shared_ptr<Membership> enter_scope(torch::nn::Module& root, Mode mode, cons
   auto& scopes = live_scopes();
   prune_frames();
   for (auto& live : scopes) {
-    const bool innermost = !frames.empty() && frames.back().membership->scope == live.scope;
-    if (live.scope->is_for(root, mode, recipe) &&
-        (innermost || !in_this_thread(live.scope.get()))) {
+    if (live.scope->is_for(root, mode, recipe) && !in_this_thread(live.scope.get())) {
       return add_member(live);
     }
   }
@@ -140,6 +139,21 @@ void leave_scope(const std::shared_ptr<Membership>& membership) noexcept {
 
 namespace {
 
+/// Whether a gradient of the view `operand` goes straight to the leaf `live`, past no hook: then the
+/// leaf can stand for the view. Not so for detached views, nor for a weight that was computed.
+bool records_into(const torch::Tensor& operand, const torch::Tensor& live) {
+  if (operand.is_same(live) || (!operand.requires_grad() && !live.requires_grad())) return true;
+  const auto node = operand.grad_fn();
+  if (!node || node->num_outputs() != 1 || !torch::autograd::impl::hooks(operand).empty() ||
+      !node->pre_hooks().empty() || !node->tensor_pre_hooks().empty() ||
+      !node->post_hooks().empty()) {
+    return false;
+  }
+  const auto* leaf =
+      dynamic_cast<torch::autograd::AccumulateGrad*>(node->next_edge(0).function.get());
+  return leaf != nullptr && leaf->variable.is_same(live);
+}
+
 /// The rows of the layer's live weight that `weight` is a view of, if it is one.
 std::optional<WeightRows> match(
     const ScopedLayer& scoped, const torch::Tensor& weight, bool transposed) {
@@ -160,8 +174,7 @@ std::optional<WeightRows> match(
     return std::nullopt;
   }
   // A detached view asks for no gradient of the parameter.
-  const bool same_history =
-      !at::GradMode::is_enabled() || weight.requires_grad() == live.requires_grad();
+  const bool same_history = !at::GradMode::is_enabled() || records_into(weight, live);
   if (count == live.size(0) && same_history) return WeightRows{live, 0};
   return WeightRows{transposed ? weight.t() : weight, first};
 }

@@ -47,6 +47,12 @@ Tensor own_bias(const RoutedLayer& routed) {
   return rows == bias.size(0) ? bias : bias.narrow(0, part.first, rows);
 }
 
+/// Whether `added` fits the epilogue: one value per column. Anything else is added afterwards.
+bool is_bias(const Tensor& added, const Tensor& x, int64_t columns) {
+  return added.dim() == 1 && added.size(0) == columns && added.device() == x.device() &&
+         at::isFloatingType(added.scalar_type());
+}
+
 Tensor matmul(c10::DispatchKeySet keys, const Tensor& x, const Tensor& other) {
   if (const auto routed = layer_for(x, other, /*transposed=*/true)) {
     // LinearImpl::forward adds the bias of N-D inputs afterwards: Note [Deferred bias].
@@ -69,20 +75,21 @@ Tensor addmm(
   const auto routed = x.dim() == 2 ? layer_for(x, other, /*transposed=*/true) : std::nullopt;
   if (!routed)
     return at::_ops::addmm::redispatch(keys & kBelowRouting, self, x, other, beta, alpha);
-  const bool is_bias = beta.equal(1) && alpha.equal(1) && self.dim() == 1 &&
-                       self.size(0) == other.size(1) && at::isFloatingType(self.scalar_type()) &&
-                       self.device() == x.device();
-  if (is_bias) return call(*routed, x, self);
+  if (beta.equal(1) && alpha.equal(1) && is_bias(self, x, other.size(1)))
+    return call(*routed, x, self);
   const auto product = call(*routed, x, {});
   const auto scaled = alpha.equal(1) ? product : product * alpha;
-  return beta.equal(0) ? scaled : at::add(scaled, self, beta).to(product.scalar_type());
+  return beta.equal(0) ? scaled : (scaled + self * beta).to(product.scalar_type());
 }
 
 Tensor linear(
     c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
     const std::optional<Tensor>& bias) {
   if (const auto routed = layer_for(x, weight, /*transposed=*/false)) {
-    return call(*routed, x, bias.value_or(Tensor()));
+    const auto added = bias.value_or(Tensor());
+    if (!added.defined() || is_bias(added, x, weight.size(0))) return call(*routed, x, added);
+    const auto product = call(*routed, x, {});
+    return (product + added).to(product.scalar_type());
   }
   return at::_ops::linear::redispatch(keys & kBelowRouting, x, weight, bias);
 }

@@ -22,14 +22,9 @@ namespace {
 struct SlotStack {
   struct Entry {
     const Scope* scope;
-    std::shared_ptr<torch::nn::Module> child;
+    std::shared_ptr<torch::nn::Module> child, before;  ///< what it shows, and what it found
   };
-  std::shared_ptr<torch::nn::Module> original;
   std::vector<Entry> entries;
-
-  const std::shared_ptr<torch::nn::Module>& top() const {
-    return entries.empty() ? original : entries.back().child;
-  }
 };
 
 /// By parent and key. Guarded by registry_mutex().
@@ -139,10 +134,9 @@ void Scope::replace() {
       const auto found = stacks.find({slot.parent.get(), slot.key});
       if (!scoped.replacement && found == stacks.end()) continue;  // shows the original already
       auto& stack = stacks[{slot.parent.get(), slot.key}];
-      if (stack.entries.empty()) stack.original = slot.child;
       std::shared_ptr<torch::nn::Module> child = scoped.replacement;
       if (!child) child = scoped.layer.linear;  // full precision inside a scope that quantizes it
-      stack.entries.push_back({this, child});
+      stack.entries.push_back({this, child, slot.child});
       slot.parent->replace_module(slot.key, child);
     }
   }
@@ -160,15 +154,20 @@ void Scope::restore() noexcept {
       auto& stack = found->second;
       const auto ours = std::ranges::find(stack.entries, this, &SlotStack::Entry::scope);
       if (ours == stack.entries.end()) continue;
-      const auto shown = stack.top();
-      stack.entries.erase(ours);
-      if (parent != slot.parent.get()) {
-        parent = slot.parent.get();
-        children = parent->named_children();
-      }
-      const auto* current = children.find(slot.key);
-      if (current != nullptr && *current == shown && shown != stack.top()) {
-        slot.parent->replace_module(slot.key, stack.top());
+      const auto entry = *ours;
+      const auto above = stack.entries.erase(ours);
+      if (above != stack.entries.end()) {
+        // The inner scope is still open: when it ends, it gives back what this one found.
+        if (above->before == entry.child) above->before = entry.before;
+      } else {
+        if (parent != slot.parent.get()) {
+          parent = slot.parent.get();
+          children = parent->named_children();
+        }
+        const auto* current = children.find(slot.key);
+        if (current != nullptr && *current == entry.child && entry.child != entry.before) {
+          slot.parent->replace_module(slot.key, entry.before);
+        }
       }
       if (stack.entries.empty()) stacks.erase(found);
     }
@@ -230,8 +229,13 @@ bool Scope::Index::Known::changed() const {
 }
 
 bool Scope::Index::misses(const at::Tensor& operand, bool transposed) const {
-  // Most matmuls end here: their operand does not look like the transpose of a row-major weight.
-  if (all_row_major && transposed && operand.stride(0) != 1 && operand.size(0) > 1) return false;
+  // Most matmuls end here: their operand is no view of a weight, and does not look like the transpose
+  // of a row-major one that was assigned meanwhile.
+  const bool of_known =
+      operand.is_view() && weights.contains(operand._base().unsafeGetTensorImpl());
+  const bool laid_out =
+      !all_row_major || !transposed || operand.stride(0) == 1 || operand.size(0) <= 1;
+  if (!of_known && !laid_out) return false;
   const auto found = by_depth.find(operand.size(transposed ? 0 : 1));
   return found != by_depth.end() && std::ranges::any_of(found->second, &Known::changed);
 }
@@ -243,6 +247,7 @@ void Scope::rebuild_index() {
     if (!weight.defined() || weight.dim() != 2 || !weight.has_storage()) continue;
     const auto& storage = weight.storage();
     index->by_storage[storage.unsafeGetStorageImpl()].push_back(&scoped);
+    index->weights.insert(weight.unsafeGetTensorImpl());
     index->all_row_major &= weight.stride(1) == 1 || weight.size(1) <= 1;
     index->by_depth[weight.size(1)].emplace_back(scoped);
   }

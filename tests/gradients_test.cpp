@@ -207,6 +207,22 @@ TEST_CASE("each backward matmul has the precision it was asked for", "[gradients
   }
 }
 
+TEST_CASE("a full-precision backward sees code times scale, rounded once", "[gradients][numbers]") {
+  const auto dtype = GENERATE(at::kFloat, at::kDouble, at::kHalf, at::kBFloat16);
+  torch::manual_seed(46);
+  // With the identity for dy the gradients are the dequantized operands themselves. The small rows have
+  // scales that are zero in half.
+  const auto x = (at::randn({kColumns, kDepth}) * at::logspace(-5, 1, kColumns).unsqueeze(1)).to(dtype);
+  const auto p = Problem{x, x.flip(1), at::zeros({kColumns}, dtype), at::eye(kColumns, dtype)};
+  const auto got = of_operation(p);
+  const auto dequantized = [&](const at::Tensor& values) {
+    const auto [codes, scales] = ops::quantize_rows(values);
+    return (codes.to(at::kFloat) * scales.unsqueeze(1)).to(dtype);
+  };
+  CHECK(at::equal(got.dw, dequantized(p.x)));
+  CHECK(at::equal(got.dx, dequantized(p.weight)));
+}
+
 TEST_CASE("INT8 weight gradients are as close as the design says", "[gradients][numbers]") {
   constexpr int64_t rows = 4096, width = 768;
   struct Data {

@@ -102,9 +102,18 @@ TEST_CASE("autocast leaves double alone, as LibTorch's does", "[guard][modes]") 
   OneLayer model;
   model->to(torch::kDouble);
   const auto x = torch::randn({2, 3, 8}).to(torch::kDouble);
+  const auto expected = int8_result(*model->fc, x);
   const AutocastGuard guard(model, Mode::QAT);
   const Bf16Autocast autocast;
-  CHECK(same(model(x).detach(), int8_result(*model->fc, x)));
+  CHECK(same(model(x).detach(), expected));
+}
+
+TEST_CASE("autocast does not round the sums of scaled_mm", "[guard][modes]") {
+  const auto a = torch::randint(-127, 128, {4, 300}, torch::kChar);
+  const auto b = torch::randint(-127, 128, {5, 300}, torch::kChar);
+  const auto expected = te_int8::ops::scaled_mm(a, b, {}, {}, {}, at::kInt);
+  const Bf16Autocast autocast;
+  CHECK(same(te_int8::ops::scaled_mm(a, b, {}, {}, {}, at::kInt), expected));
 }
 
 TEST_CASE("every precision and granularity of a recipe reaches the layer", "[guard][modes]") {

@@ -73,8 +73,10 @@ inline at::Tensor linear_forward(
   const auto& config = call.config;
   const auto dtype = call.out_dtype;
   if (config.output == Precision::Full) {
-    return at::linear(
-        x.to(dtype), weight.to(dtype), as_optional(bias.defined() ? bias.to(dtype) : bias));
+    const auto cast = [&](const at::Tensor& t) {
+      return !t.defined() || t.scalar_type() == dtype ? t : t.to(dtype);
+    };
+    return at::linear(cast(x), cast(weight), as_optional(cast(bias)));
   }
   if (!call.x) call.x = Operand::make(x, quantized_form(config.x_granularity));
   if (!call.weight) call.weight = Operand::make(weight, quantized_form(config.weight_granularity));
@@ -91,10 +93,10 @@ inline at::Tensor deferred_forward(
   auto sizes = call.x->data().sizes().vec();
   sizes.back() = call.weight->data().size(0);
   auto compute = [x = call.x, weight = call.weight, count = call.count, dtype = call.out_dtype,
-                  taken](const at::Tensor& added) {
+                  taken](const at::Tensor& added, bool gradient_wanted) {
     const PlainTensorOps plain;
     if (added.defined()) {
-      *taken = true;
+      *taken = gradient_wanted;
       if (count) ++count->fused_biases;
     }
     return multiply_codes(*x, *weight, added, dtype);
@@ -149,7 +151,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     auto context = c10::make_intrusive<Context>();
     context->config = call.config;
     context->gradients = call.gradients;
-    if (call.gradients) context->cached_weight = call.weight;
+    if (call.gradients && x.requires_grad()) context->cached_weight = call.weight;
     if (call.defer_bias) context->bias_taken = std::make_shared<std::atomic<bool>>(false);
     context->x_dtype = x.scalar_type();
     if (weight.defined()) context->weight_dtype = weight.scalar_type();

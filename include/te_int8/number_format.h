@@ -13,6 +13,7 @@
 #include <string_view>
 #include <tuple>
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/types.h>
 
 #include <te_int8/detail/checks.h>
@@ -52,6 +53,7 @@ inline Codes quantize_matrix(const at::Tensor& x) {
 /// below 2^53, whatever the tensor cores do to fp32. Elsewhere fp32 products over pieces of K =
 /// 1024, whose sums are integers of at most 2^24, added up in int64.
 inline at::Tensor exact_sums(const at::Tensor& a, const at::Tensor& b) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   if (a.is_cuda()) return at::matmul(a.to(at::kDouble), b.to(at::kDouble).t());
   constexpr int64_t piece = 1024;
   const auto product = [&](int64_t begin, int64_t length) {

@@ -57,6 +57,7 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
     LinearImpl::train(on);
     original_->train(on);
   }
+  bool is_training() const noexcept override { return original_->is_training(); }
   void pretty_print(std::ostream& stream) const override {
     stream << "te_int8::QuantizedLinear(in_features=" << options.in_features()
            << ", out_features=" << options.out_features() << ", bias=" << std::boolalpha

@@ -15,9 +15,12 @@ def count(status, output):
     unittest = re.search(r"^Ran (\d+) tests? in .*\n+(?:OK|FAILED)(?: \((.*)\))?", output, re.MULTILINE)
     passed = failed = skipped = 0
     if catch2:
-        numbers = {word: int(n) for n, word in re.findall(r"(\d+) ([a-z]+)", catch2[-1].split("|", 1)[1])}
-        passed, skipped = numbers.get("passed", 0), numbers.get("skipped", 0)
-        failed = sum(n for word, n in numbers.items() if word.startswith("failed"))
+        # '3 | 1 passed | 1 skipped | 1 failed as expected', the last of which is a pass.
+        for part in catch2[-1].split("|")[1:]:
+            number, word = part.split(maxsplit=1)
+            passed += int(number) * (word in ("passed", "failed as expected"))
+            failed += int(number) * (word == "failed")
+            skipped += int(number) * (word == "skipped")
     elif catch2_all:
         passed = int(catch2_all[-1])
     elif unittest:

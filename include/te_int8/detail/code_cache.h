@@ -28,15 +28,19 @@
 
 namespace te_int8::inline v0::detail {
 
-/// A storage and the version of what it holds.
+/// A part of a storage and the version of what it holds.
 class StorageState {
  public:
   explicit StorageState(const at::Tensor& tensor)
-      : storage_(tensor.storage().getWeakStorageImpl()), version_(version_of(tensor)) {}
+      : storage_(tensor.storage().getWeakStorageImpl()),
+        version_(version_of(tensor)),
+        dtype_(tensor.scalar_type()),
+        offset_(tensor.storage_offset()) {}
 
   bool is_state_of(const at::Tensor& tensor) const {
     return tensor.storage().unsafeGetStorageImpl() == storage_._unsafe_get_target() &&
-           version_of(tensor) == version_;
+           version_of(tensor) == version_ && tensor.scalar_type() == dtype_ &&
+           tensor.storage_offset() == offset_;
   }
   bool expired() const { return storage_.expired(); }
 
@@ -46,6 +50,8 @@ class StorageState {
   }
   c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
   uint32_t version_;
+  at::ScalarType dtype_;
+  int64_t offset_;
 };
 
 /// An operand and the stream on which it was made, so that another stream waits for it.
@@ -80,23 +86,38 @@ class StampedOperand {
   std::shared_ptr<c10::Event> ready_;
 };
 
+/// Codes that others will use are ordinary tensors, also where InferenceMode makes them: inference
+/// tensors cannot be saved for a backward.
+struct OutsideInference {
+  c10::InferenceMode no_inference_mode{false};
+  at::NoGradGuard no_grad;
+  PlainTensorOps plain;
+};
+
 /// The codes of one weight.
 class WeightCodes {
  public:
   explicit WeightCodes(const at::Tensor& weight)
-      : weight_(weight.getIntrusivePtr()), state_(weight) {}
+      : weight_(weight.getIntrusivePtr()),
+        state_(weight),
+        sizes_(weight.sizes().vec()),
+        strides_(weight.strides().vec()) {}
 
   std::shared_ptr<Operand> get(const at::Tensor& weight, OperandForm form) {
     const auto gradients = gradients_->load();
-    if (!state_.is_state_of(weight) || gradients != gradients_seen_) {
+    if (!state_.is_state_of(weight) || weight.sizes() != at::IntArrayRef(sizes_) ||
+        weight.strides() != at::IntArrayRef(strides_) || gradients != gradients_seen_ ||
+        trained_ != weight.requires_grad() || may_change_unseen(weight)) {
       drop();
       state_ = StorageState(weight);
+      sizes_ = weight.sizes().vec();
+      strides_ = weight.strides().vec();
       gradients_seen_ = gradients;
+      trained_ = weight.requires_grad();
     }
     auto& codes = forms_.at(static_cast<std::size_t>(form));
     if (!codes) {
-      const at::NoGradGuard no_grad;
-      const PlainTensorOps plain;
+      const OutsideInference outside;
       codes.emplace(Operand::make(weight, form));
     }
     return codes->get();
@@ -119,10 +140,18 @@ class WeightCodes {
   }
 
  private:
+  /// A gradient that is there may become a step at any time, and an inference tensor has no version.
+  static bool may_change_unseen(const at::Tensor& weight) {
+    return weight.is_inference() ||
+           (weight.requires_grad() && weight.is_leaf() && weight.grad().defined());
+  }
+
   c10::weak_intrusive_ptr<c10::TensorImpl> weight_;
   StorageState state_;
+  std::vector<int64_t> sizes_, strides_;
   GradientCount gradients_ = std::make_shared<std::atomic<uint64_t>>(0);
   uint64_t gradients_seen_ = 0;
+  bool trained_ = false;
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
 };
 
@@ -138,7 +167,9 @@ class WeightCodeCache {
 
   Found get(const at::Tensor& weight, OperandForm form) {
     const std::lock_guard lock(mutex_);
-    auto& codes = codes_.try_emplace(weight.unsafeGetTensorImpl(), weight).first->second;
+    const bool added = codes_.try_emplace(weight.unsafeGetTensorImpl(), weight).second;
+    if (added) erase_expired();
+    auto& codes = codes_.find(weight.unsafeGetTensorImpl())->second;
     return {codes.get(weight, form), codes.gradients()};
   }
   void forget(const at::Tensor& weight) {
@@ -160,11 +191,15 @@ class WeightCodeCache {
   /// How many weights have codes.
   std::size_t size() const {
     const std::lock_guard lock(mutex_);
-    return static_cast<std::size_t>(
-        std::ranges::count_if(codes_, [](const auto& item) { return !item.second.empty(); }));
+    return static_cast<std::size_t>(std::ranges::count_if(
+        codes_, [](const auto& item) { return !item.second.empty() && !item.second.expired(); }));
   }
 
  private:
+  void erase_expired() {
+    std::erase_if(codes_, [](const auto& item) { return item.second.expired(); });
+  }
+
   mutable std::mutex mutex_;
   // The entries' weak pointers keep the keys' addresses from being reused.
   std::unordered_map<const c10::TensorImpl*, WeightCodes> codes_;
@@ -176,6 +211,7 @@ class ActivationCodes {
   /// The operand of x for the layer `consumer`: shared with other layers that read the same values.
   std::shared_ptr<Operand> get(const at::Tensor& x, OperandForm form, const void* consumer) {
     if (!shareable(x)) return Operand::make(x, form);
+    const OutsideInference outside;
     {
       const std::lock_guard lock(mutex_);
       for (auto& entry : entries_) {

@@ -25,7 +25,8 @@ inline constexpr auto kRoutingKey = c10::DispatchKey::DeferredInit;
 inline constexpr auto kDeferredKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
 /// Computes the values: with `bias` in the epilogue, or without where it is undefined.
-using DeferredCompute = std::function<at::Tensor(const at::Tensor& bias)>;
+/// `gradient_wanted`: it is added in grad mode.
+using DeferredCompute = std::function<at::Tensor(const at::Tensor& bias, bool gradient_wanted)>;
 
 /// A tensor of these sizes whose values `compute` gives when somebody needs them, with `bias` ([N])
 /// if the first operation on it is to add that.

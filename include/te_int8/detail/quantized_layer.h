@@ -70,11 +70,13 @@ class QuantizedLayer {
       bool defer_bias) {
     TORCH_CHECK(
         mode_ != Mode::Inference || !at::GradMode::is_enabled() ||
-            !(x.requires_grad() || part.rows.requires_grad()),
+            !(x.requires_grad() || part.rows.requires_grad() ||
+              (bias.defined() && bias.requires_grad())),
         "te_int8: layer '", name_,
         "' is in Mode::Inference, which records no graph: expected torch::NoGradGuard (or "
         "InferenceMode), got grad mode on and ",
-        x.requires_grad() ? "an input" : "a weight", " that requires grad; use Mode::QAT to train");
+        x.requires_grad() ? "an input" : "a parameter",
+        " that requires grad; use Mode::QAT to train");
     ++count_->calls;
     if (config_.quantizes_nothing()) return full_precision(x, part.rows, bias);
 

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include <c10/util/flat_hash_map.h>
@@ -82,6 +83,7 @@ class Scope {
     };
     ska::flat_hash_map<const c10::StorageImpl*, std::vector<const ScopedLayer*>> by_storage;
     ska::flat_hash_map<int64_t, std::vector<Known>> by_depth;  ///< K of [N,K]
+    std::unordered_set<const c10::TensorImpl*> weights;
     bool all_row_major = true;
 
     /// Whether `operand` may be a weight that is not in the index yet: it is laid out like one of K
