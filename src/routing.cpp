@@ -79,7 +79,7 @@ Tensor addmm(
     return call(*routed, x, self);
   const auto product = call(*routed, x, {});
   const auto scaled = alpha.equal(1) ? product : product * alpha;
-  return beta.equal(0) ? scaled : (scaled + self * beta).to(product.scalar_type());
+  return beta.equal(0) ? scaled : at::add(scaled, self, beta).to(product.scalar_type());
 }
 
 Tensor linear(

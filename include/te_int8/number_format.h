@@ -54,11 +54,14 @@ inline Codes quantize_matrix(const at::Tensor& x) {
 /// 1024, whose sums are integers of at most 2^24, added up in int64.
 inline at::Tensor exact_sums(const at::Tensor& a, const at::Tensor& b) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  if (a.is_cuda()) return at::matmul(a.to(at::kDouble), b.to(at::kDouble).t());
+  // 0 * -5 is -0 in floating point; an integer sum has no sign of zero, so 0 is added.
+  if (a.is_cuda()) return at::matmul(a.to(at::kDouble), b.to(at::kDouble).t()).add_(0);
   constexpr int64_t piece = 1024;
   const auto product = [&](int64_t begin, int64_t length) {
     return at::matmul(
-        a.narrow(1, begin, length).to(at::kFloat), b.narrow(1, begin, length).to(at::kFloat).t());
+               a.narrow(1, begin, length).to(at::kFloat),
+               b.narrow(1, begin, length).to(at::kFloat).t())
+        .add_(0);
   };
   const int64_t depth = a.size(1);
   if (depth <= piece) return product(0, depth);

@@ -17,7 +17,7 @@ def count(status, output):
     if catch2:
         # '3 | 1 passed | 1 skipped | 1 failed as expected', the last of which is a pass.
         for part in catch2[-1].split("|")[1:]:
-            number, word = part.split(maxsplit=1)
+            number, word = part.strip().split(maxsplit=1)
             passed += int(number) * (word in ("passed", "failed as expected"))
             failed += int(number) * (word == "failed")
             skipped += int(number) * (word == "skipped")

@@ -107,13 +107,15 @@ class WeightCodes {
     const auto gradients = gradients_->load();
     if (!state_.is_state_of(weight) || weight.sizes() != at::IntArrayRef(sizes_) ||
         weight.strides() != at::IntArrayRef(strides_) || gradients != gradients_seen_ ||
-        trained_ != weight.requires_grad() || may_change_unseen(weight)) {
+        trained_ != weight.requires_grad() || had_gradient_ != has_gradient(weight) ||
+        may_change_unseen(weight)) {
       drop();
       state_ = StorageState(weight);
       sizes_ = weight.sizes().vec();
       strides_ = weight.strides().vec();
       gradients_seen_ = gradients;
       trained_ = weight.requires_grad();
+      had_gradient_ = has_gradient(weight);
     }
     auto& codes = forms_.at(static_cast<std::size_t>(form));
     if (!codes) {
@@ -140,10 +142,12 @@ class WeightCodes {
   }
 
  private:
+  static bool has_gradient(const at::Tensor& weight) {
+    return weight.requires_grad() && weight.is_leaf() && weight.grad().defined();
+  }
   /// A gradient that is there may become a step at any time, and an inference tensor has no version.
   static bool may_change_unseen(const at::Tensor& weight) {
-    return weight.is_inference() ||
-           (weight.requires_grad() && weight.is_leaf() && weight.grad().defined());
+    return weight.is_inference() || has_gradient(weight);
   }
 
   c10::weak_intrusive_ptr<c10::TensorImpl> weight_;
@@ -151,7 +155,7 @@ class WeightCodes {
   std::vector<int64_t> sizes_, strides_;
   GradientCount gradients_ = std::make_shared<std::atomic<uint64_t>>(0);
   uint64_t gradients_seen_ = 0;
-  bool trained_ = false;
+  bool trained_ = false, had_gradient_ = false;         ///< when the codes were made
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
 };
 

@@ -75,7 +75,9 @@ class QuantizedLayer {
         "te_int8: layer '", name_,
         "' is in Mode::Inference, which records no graph: expected torch::NoGradGuard (or "
         "InferenceMode), got grad mode on and ",
-        x.requires_grad() ? "an input" : "a parameter",
+        x.requires_grad()           ? "an input"
+        : part.rows.requires_grad() ? "a weight"
+                                    : "a bias",
         " that requires grad; use Mode::QAT to train");
     ++count_->calls;
     if (config_.quantizes_nothing()) return full_precision(x, part.rows, bias);

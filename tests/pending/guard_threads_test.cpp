@@ -263,7 +263,7 @@ TEST_CASE("backward runs in any thread, inside the scope and after it", "[guard]
     return result;
   };
   const auto expected = gradients(false, false);
-  for (const auto [other_thread, after] : {std::pair(true, false), {false, true}, {true, true}}) {
+  for (const auto& [other_thread, after] : {std::pair(true, false), {false, true}, {true, true}}) {
     const auto now = gradients(other_thread, after);
     for (std::size_t i = 0; i < now.size(); ++i) CHECK(same(now[i], expected[i]));
   }
