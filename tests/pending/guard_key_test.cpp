@@ -18,10 +18,10 @@ constexpr auto kChild = "TE_INT8_TEST_CHILD";
 TEST_CASE("child: a scope refuses a taken dispatch key", "[.][guard_child]") {
   const char* which = std::getenv(kChild);
   if (which == nullptr) SKIP("started by the case below");
-  const bool fallback = std::string(which) == "fallback";
-  const auto key = std::string(which) == "owed" ? te_int8::detail::kDeferredKey : te_int8::detail::kRoutingKey;
-  torch::Library theirs(torch::Library::IMPL, std::string(which) == "kernel" ? "aten" : "_", key, __FILE__, __LINE__);
-  if (std::string(which) == "kernel") {
+  const std::string taken = which;
+  const auto key = taken == "owed" ? te_int8::detail::kDeferredKey : te_int8::detail::kRoutingKey;
+  torch::Library theirs(torch::Library::IMPL, taken == "kernel" ? "aten" : "_", key, __FILE__, __LINE__);
+  if (taken == "kernel") {
     theirs.impl("mm", torch::CppFunction::makeFallthrough());
   } else {
     theirs.fallback(torch::CppFunction::makeFallthrough());
@@ -29,7 +29,7 @@ TEST_CASE("child: a scope refuses a taken dispatch key", "[.][guard_child]") {
   OneLayer model;
   const Snapshot before(*model);
   const auto message = error_of([&] { AutocastGuard(model, Mode::QAT); });
-  CAPTURE(message, fallback);
+  CAPTURE(taken, message);
   CHECK(message.find("te_int8::AutocastGuard: expected dispatch key") != std::string::npos);
   CHECK(message.find("another library") != std::string::npos);
   CHECK(before.holds(*model));
@@ -37,7 +37,7 @@ TEST_CASE("child: a scope refuses a taken dispatch key", "[.][guard_child]") {
 }
 
 TEST_CASE("a scope refuses to open where another library holds its dispatch keys", "[guard][key]") {
-  const auto* which = GENERATE("fallback", "kernel", "owed");
+  const auto which = GENERATE(as<std::string>(), "fallback", "kernel", "owed");
   const auto self = std::filesystem::read_symlink("/proc/self/exe").string();
   const auto command = std::string(kChild) + "=" + which + " '" + self + "' '[guard_child]' > /dev/null";
   CAPTURE(command);

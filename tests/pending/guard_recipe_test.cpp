@@ -1,5 +1,6 @@
 // What a recipe selects and how the scope reports it: globs, rules, back ends, warnings, the table.
 #include <cstdlib>
+#include <optional>
 
 #include <te_int8/detail/glob.h>
 
@@ -196,7 +197,8 @@ TEST_CASE("TE_INT8_BACKEND chooses for \"auto\", and an explicit recipe wins ove
 
 TEST_CASE("backends() lists the reference, usable everywhere", "[guard][recipe]") {
   const auto backends = te_int8::backends();
-  const auto reference = std::ranges::find(backends, "reference", &te_int8::BackendInfo::name);
+  const auto reference = std::ranges::find_if(
+      backends, [](const te_int8::BackendInfo& backend) { return backend.name == "reference"; });
   REQUIRE(reference != backends.end());
   CHECK(reference->usable);
   for (const auto& backend : backends) CHECK(backend.usable == backend.reason.empty());
