@@ -1,13 +1,21 @@
 // See Note [Deferred bias] in te_int8/detail/deferred.h.
+#include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/StreamGuard.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 #include <torch/torch.h>
 
 #include <te_int8/detail/deferred.h>
+#include <te_int8/detail/operand.h>
+#include <te_int8/detail/stream_stamp.h>
 
 namespace te_int8::inline v0::detail {
 namespace {
@@ -15,40 +23,22 @@ namespace {
 class DeferredTensorImpl final : public c10::TensorImpl {
  public:
   DeferredTensorImpl(
-      at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device, at::Tensor bias,
-      DeferredCompute compute)
+      at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device,
+      std::vector<at::Tensor> biases, DeferredCompute compute)
       : TensorImpl(
             c10::DispatchKeySet(
                 {c10::computeDispatchKey(dtype, at::kStrided, device), kDeferredKey}),
             c10::scalarTypeToTypeMeta(dtype), device),
-        bias_(std::move(bias)),
+        biases_(std::move(biases)),
         compute_(std::move(compute)) {
     set_sizes_contiguous(sizes);
+    if (!device.is_cpu()) stream_ = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
   }
 
-  bool takes_bias(const at::Tensor& other, const at::Scalar& alpha) const {
-    // A bias that wants a gradient needs a product that was recorded: it carries the edge.
-    const bool needs_edge = at::GradMode::is_enabled() && other.requires_grad();
-    return !settled_ && alpha.equal(1) && other.has_storage() && other.is_alias_of(bias_) &&
-           (!needs_edge || requires_grad()) && other.storage_offset() == bias_.storage_offset() &&
-           other.sizes() == bias_.sizes() && other.strides() == bias_.strides() &&
-           other.requires_grad() == bias_.requires_grad();
-  }
-
+  /// Gives the tensor its values with `bias` in them, if that is one of the layer's. Returns whether.
+  bool settle_with(const at::Tensor& bias) { return settle_if(bias); }
   /// Gives the tensor its values. Any thread may come first; the others wait.
-  void settle(const at::Tensor& bias = {}) {
-    if (settled_.load(std::memory_order_acquire)) return;
-    const std::lock_guard lock(mutex_);
-    if (settled_.load(std::memory_order_relaxed)) return;
-    const bool grad_mode = at::GradMode::is_enabled();
-    const c10::InferenceMode inference_mode(is_inference());
-    const at::NoGradGuard no_grad;
-    const auto values = compute_(bias, grad_mode);
-    TensorImpl::shallow_copy_from(values.getIntrusivePtr());
-    compute_ = nullptr;
-    bias_.reset();
-    settled_.store(true, std::memory_order_release);
-  }
+  void settle() { settle_if({}); }
 
   bool has_storage() const override {
     settle_const();
@@ -77,10 +67,62 @@ class DeferredTensorImpl final : public c10::TensorImpl {
   const char* tensorimpl_type_name() const override { return "te_int8::DeferredTensorImpl"; }
   void settle_const() const { const_cast<DeferredTensorImpl*>(this)->settle(); }
 
+  bool is_bias(const at::Tensor& added) const {
+    return added.has_storage() && std::ranges::any_of(biases_, [&](const at::Tensor& bias) {
+             return added.is_alias_of(bias) && added.storage_offset() == bias.storage_offset() &&
+                    added.sizes() == bias.sizes() && added.strides() == bias.strides() &&
+                    added.scalar_type() == bias.scalar_type();
+           });
+  }
+
+  bool settle_if(const at::Tensor& bias) {
+    if (settled_.load(std::memory_order_acquire)) return false;
+    const std::lock_guard lock(mutex_);
+    if (settled_.load(std::memory_order_relaxed)) return false;
+    if (bias.defined() && !is_bias(bias)) return false;
+    const c10::InferenceMode inference_mode(is_inference());
+    const at::NoGradGuard no_grad;
+    compute_values(bias);
+    compute_ = nullptr;
+    biases_.clear();
+    settled_.store(true, std::memory_order_release);
+    return true;
+  }
+
+  /// On the stream where the product was asked for: what its caller enqueues there next may read it.
+  void compute_values(const at::Tensor& bias) {
+    std::optional<StreamStamp> computed;
+    {
+      const c10::OptionalStreamGuard there(stream_);
+      TensorImpl::shallow_copy_from(compute_(bias).getIntrusivePtr());
+      computed.emplace(device());
+    }
+    computed->wait({});
+  }
+
   std::mutex mutex_;
   std::atomic<bool> settled_{false};
-  at::Tensor bias_;
+  std::vector<at::Tensor> biases_;
   DeferredCompute compute_;
+  std::optional<c10::Stream> stream_;
+};
+
+/// What an in-place addition of a bias adds to the history of a product.
+struct AddBias final : torch::autograd::Node {
+  explicit AddBias(at::ScalarType bias_dtype) : bias_dtype_(bias_dtype) {}
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    const auto& dy = gradients[0];
+    torch::autograd::variable_list result(2);
+    if (!dy.defined()) return result;
+    if (task_should_compute_output(0)) result[0] = dy;
+    if (task_should_compute_output(1)) result[1] = bias_gradient(dy, bias_dtype_);
+    return result;
+  }
+  std::string name() const override { return "te_int8::AddBias"; }
+
+ private:
+  at::ScalarType bias_dtype_;
 };
 
 DeferredTensorImpl* as_deferred(const at::Tensor& tensor) {
@@ -112,21 +154,27 @@ void settle_arguments(
 at::Tensor& add_bias(at::Tensor& self, const at::Tensor& other, const at::Scalar& alpha) {
   settle(other);
   auto* deferred = as_deferred(self);
-  if (deferred != nullptr && deferred->takes_bias(other, alpha)) {
-    deferred->settle(other);
-    return self;
+  if (deferred == nullptr || !alpha.equal(1) || !deferred->settle_with(other)) {
+    settle(self);
+    return at::_ops::add__Tensor::call(self, other, alpha);
   }
-  settle(self);
-  return at::_ops::add__Tensor::call(self, other, alpha);
+  if (!self.is_inference()) deferred->bump_version();
+  if (torch::autograd::compute_requires_grad(self, other)) {
+    auto node = std::make_shared<AddBias>(other.scalar_type());
+    node->set_next_edges(torch::autograd::collect_next_edges(self, other));
+    node->add_input_metadata(self);
+    torch::autograd::impl::rebase_history(self, {std::move(node), 0});
+  }
+  return self;
 }
 
 }  // namespace
 
 at::Tensor make_deferred(
-    at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device, at::Tensor bias,
+    at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device, std::vector<at::Tensor> biases,
     DeferredCompute compute) {
   return at::detail::make_tensor<DeferredTensorImpl>(
-      sizes, dtype, device, std::move(bias), std::move(compute));
+      sizes, dtype, device, std::move(biases), std::move(compute));
 }
 
 void install_deferred_kernels() {

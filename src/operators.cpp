@@ -1,5 +1,7 @@
 // Registration of the dispatcher operations: schemas, the reference for every device, autograd and
 // autocast. A fast back end registers under its device's key; operators_meta.cpp has the shapes.
+#include <string>
+
 #include <torch/library.h>
 #include <torch/torch.h>
 
@@ -110,10 +112,7 @@ Tensor linear_autocast(
     std::string_view weight_granularity, OptionalType out_dtype) {
   const auto dtype = out_dtype.value_or(detail::output_dtype(x));
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("te_int8::linear", "")
-                             .typed<decltype(linear)>();
-  return op.call(
+  return ops::linear(
       x, weight, bias, int8_output, int8_grad_input, int8_grad_weight, x_granularity,
       weight_granularity, dtype);
 }
@@ -125,10 +124,7 @@ Tensor linear_prequantized_autocast(
   const auto dtype = out_dtype.value_or(
       x.scalar_type() == at::kDouble ? at::kDouble : at::autocast::get_autocast_dtype(device));
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("te_int8::linear_prequantized", "")
-                             .typed<decltype(linear_prequantized)>();
-  return op.call(x, codes, scales, bias, x_scales, dtype);
+  return ops::linear_prequantized(x, codes, scales, bias, x_scales, dtype);
 }
 
 template <at::DeviceType device>
@@ -138,6 +134,11 @@ void register_autocast(torch::Library& library) {
 }
 
 }  // namespace
+
+c10::OperatorHandle ops::detail::find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(
+      (std::string("te_int8::") + name).c_str(), "");
+}
 
 TORCH_LIBRARY(te_int8, m) {
   m.def("quantize_rows(Tensor x, *, str granularity=\"row\") -> (Tensor codes, Tensor scales)");

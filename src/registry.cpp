@@ -7,9 +7,11 @@
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <te_int8/detail/deferred.h>
 #include <te_int8/detail/scope.h>
+#include <te_int8/guard.h>
 
 #include "routing.h"
 
@@ -55,6 +57,17 @@ void prune_frames() {
   c10::impl::tls_set_dispatch_key_included(kRoutingKey, !frames.empty());
 }
 
+void warn_if_routing_was_lost() {
+  const bool member = std::ranges::any_of(
+      frames, [](const Frame& frame) { return frame.membership->open.load(); });
+  if (!member || c10::impl::tls_is_dispatch_key_included(kRoutingKey)) return;
+  TORCH_WARN(
+      "te_int8::AutocastGuard: expected the scope to end inside the block it was opened in, got the "
+      "end of a block that puts LibTorch's thread-local state back (c10::InferenceMode, "
+      "at::ThreadLocalStateGuard) while the scope was open: what this thread ran since then was in "
+      "full precision. Open the guard outside of such a block, or end it inside");
+}
+
 bool in_this_thread(const Scope* scope) {
   return std::ranges::any_of(
       frames, [&](const Frame& frame) { return frame.membership->scope.get() == scope; });
@@ -92,7 +105,8 @@ std::shared_ptr<Membership> enter_scope(torch::nn::Module& root, Mode mode, cons
   install_routing_kernels();
   const std::lock_guard lock(registry_mutex());
   auto& scopes = live_scopes();
-  prune_frames();
+  keep_routing();
+  forget_codes_outside_scopes();
   for (auto& live : scopes) {
     if (live.scope->is_for(root, mode, recipe) && !in_this_thread(live.scope.get())) {
       return add_member(live);
@@ -124,7 +138,16 @@ std::shared_ptr<Membership> join_scope(const std::shared_ptr<Scope>& scope) {
   return add_member(*live);
 }
 
+void keep_routing() {
+  warn_if_routing_was_lost();
+  prune_frames();
+}
+
 void leave_scope(const std::shared_ptr<Membership>& membership) noexcept {
+  try {
+    warn_if_routing_was_lost();
+  } catch (...) {  // a handler that makes errors of warnings; a destructor cannot pass one on
+  }
   const std::lock_guard lock(registry_mutex());
   auto& scopes = live_scopes();
   membership->open = false;
@@ -195,8 +218,13 @@ std::optional<RoutedLayer> in_int8(std::shared_ptr<Scope> scope, Match match) {
 }
 
 /// For a thread that has the key but no membership: autograd's, which inherit the key of the thread
-/// that called backward. Any open scope counts, the latest first.
+/// that called backward. Any open scope counts, the latest first. Any other thread got the key from a
+/// block that put LibTorch's thread-local state back, and gives it up.
 std::optional<RoutedLayer> find_inherited(const torch::Tensor& weight, bool transposed) {
+  if (torch::autograd::get_current_graph_task_id() == -1) {
+    prune_frames();
+    return std::nullopt;
+  }
   const std::lock_guard lock(registry_mutex());
   auto& scopes = live_scopes();
   for (auto live = scopes.rbegin(); live != scopes.rend(); ++live) {
@@ -212,14 +240,12 @@ std::optional<RoutedLayer> find_inherited(const torch::Tensor& weight, bool tran
 std::optional<RoutedLayer> find_layer(const torch::Tensor& weight, bool transposed) {
   if (weight.dim() != 2 || !weight.has_storage()) return std::nullopt;
   if (frames.empty()) return find_inherited(weight, transposed);
-  bool closed = false;
-  for (bool again = true; again;) {
-    again = false;
+  if (!std::ranges::all_of(
+          frames, [](const Frame& frame) { return frame.membership->open.load(); })) {
+    prune_frames();  // another thread has ended a scope of this one: its model is not ours to keep
+  }
+  for (;;) {
     for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
-      if (!frame->membership->open) {
-        closed = true;
-        continue;
-      }
       const auto& scope = frame->membership->scope;
       if (const auto epoch = scope->index_epoch(); frame->epoch != epoch) {
         frame->index = scope->index();
@@ -229,15 +255,31 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& weight, bool transpos
         return in_int8(nullptr, std::move(*match));
       }
     }
+    bool changed = false;
     for (auto& frame : frames) {
-      if (frame.membership->open && frame.index->misses(weight, transposed)) {
-        frame.membership->scope->rebuild_index();
-        again = true;
-      }
+      if (!frame.index->out_of_date_for(weight)) continue;
+      frame.membership->scope->rebuild_index();
+      changed = true;
     }
+    if (!changed) return std::nullopt;
   }
-  if (closed) prune_frames();
-  return std::nullopt;
 }
 
 }  // namespace te_int8::inline v0::detail
+
+namespace te_int8::inline v0 {
+
+void refresh(torch::nn::Module& model) {
+  const std::lock_guard lock(detail::registry_mutex());
+  for (const auto& live : detail::live_scopes()) {
+    live.scope->rebuild_index();  // so that the layers know what was assigned
+    live.scope->forget_activations();
+  }
+  auto& cache = detail::WeightCodeCache::instance();
+  for (const auto& parameter : model.parameters()) cache.forget(parameter);
+  for (const auto& layer : detail::LayerFinder::find(model).layers) {
+    if (layer.weight().defined()) cache.forget(layer.weight());
+  }
+}
+
+}  // namespace te_int8::inline v0

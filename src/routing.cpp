@@ -10,6 +10,7 @@
 #include "routing.h"
 
 #include <optional>
+#include <vector>
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
@@ -32,19 +33,22 @@ std::optional<RoutedLayer> layer_for(const Tensor& x, const Tensor& weight, bool
   return found;
 }
 
-Tensor call(
-    const RoutedLayer& routed, const Tensor& x, const Tensor& bias, bool defer_bias = false) {
+Tensor call(const RoutedLayer& routed, const Tensor& x, const Tensor& bias) {
   const auto& [layer, part] = routed.match;
-  return layer->quantized->call(x, layer->weight(), part, bias, defer_bias);
+  return layer->quantized->call(x, layer->weight(), part, bias);
 }
 
-/// The bias that belongs to the rows in question; undefined where the layer has none.
-Tensor own_bias(const RoutedLayer& routed) {
+/// The biases that may be added to the rows in question: several where the weight is tied.
+std::vector<Tensor> own_biases(const RoutedLayer& routed) {
   const auto& [layer, part] = routed.match;
-  const auto& bias = layer->bias();
-  const auto rows = part.rows.size(0);
-  if (!bias.defined() || bias.dim() != 1 || bias.size(0) != layer->weight().size(0)) return {};
-  return rows == bias.size(0) ? bias : bias.narrow(0, part.first, rows);
+  std::vector<Tensor> biases;
+  for (const auto* tied : layer->tied) {
+    const auto& bias = tied->bias();
+    if (!bias.defined() || bias.dim() != 1 || bias.size(0) != layer->weight().size(0)) continue;
+    const auto rows = part.rows.size(0);
+    biases.push_back(rows == bias.size(0) ? bias : bias.narrow(0, part.first, rows));
+  }
+  return biases;
 }
 
 /// Whether `added` fits the epilogue: one value per column. Anything else is added afterwards.
@@ -55,9 +59,10 @@ bool is_bias(const Tensor& added, const Tensor& x, int64_t columns) {
 
 Tensor matmul(c10::DispatchKeySet keys, const Tensor& x, const Tensor& other) {
   if (const auto routed = layer_for(x, other, /*transposed=*/true)) {
-    // LinearImpl::forward adds the bias of N-D inputs afterwards: Note [Deferred bias].
-    const bool bias_follows = x.dim() != 2 && routed->match.layer->quantized->int8_output();
-    return call(*routed, x, bias_follows ? own_bias(*routed) : Tensor(), bias_follows);
+    if (x.dim() == 2) return call(*routed, x, {});
+    // LinearImpl::forward adds the bias of other inputs afterwards.
+    const auto& [layer, part] = routed->match;
+    return layer->quantized->call_before_bias(x, layer->weight(), part, own_biases(*routed));
   }
   return at::_ops::matmul::redispatch(keys & kBelowRouting, x, other);
 }

@@ -2,12 +2,14 @@
 #include <te_int8/detail/scope.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <map>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
 #include <c10/util/Type.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <te_int8/backends.h>
 #include <te_int8/detail/glob.h>
@@ -73,25 +75,49 @@ Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
   }
 }
 
+void Scope::group_tied() {
+  std::unordered_map<const c10::TensorImpl*, std::vector<const ScopedLayer*>> by_weight;
+  for (const auto& scoped : layers_) {
+    const auto& weight = scoped.layer.weight();
+    if (weight.defined()) by_weight[weight.unsafeGetTensorImpl()].push_back(&scoped);
+  }
+  for (auto& scoped : layers_) {
+    const auto found = by_weight.find(scoped.layer.weight().unsafeGetTensorImpl());
+    if (found != by_weight.end()) {
+      scoped.tied = found->second;
+    } else {
+      scoped.tied = {&scoped};
+    }
+  }
+}
+
+std::string Scope::reason_against(const std::vector<std::string>& names) const {
+  if (mode_ == Mode::Off) return "Mode::Off";
+  if (matches_any(recipe_.exclude(), names)) return "excluded";
+  if (!recipe_.include().empty() && !matches_any(recipe_.include(), names)) return "not included";
+  return "";
+}
+
 void Scope::configure(std::vector<Layer> layers) {
   std::vector<std::string> rule_backends;
   const auto backend = resolve_backend(recipe_.backend());
   for (const auto& rule : recipe_.rule_recipes())
     rule_backends.push_back(resolve_backend(rule.backend()));
-  const auto activations = std::make_shared<ActivationCodes>();
-
-  layers_.reserve(layers.size());
-  for (auto& layer : layers) {
-    auto& scoped = layers_.emplace_back();
-    scoped.layer = std::move(layer);
-    const auto& names = scoped.layer.names;
-    if (mode_ == Mode::Off) {
-      scoped.reason = "Mode::Off";
-    } else if (matches_any(recipe_.exclude(), names)) {
-      scoped.reason = "excluded";
-    } else if (!recipe_.include().empty() && !matches_any(recipe_.include(), names)) {
-      scoped.reason = "not included";
-    } else if (!scoped.weight().defined() || scoped.weight().dim() != 2) {
+  layers_.resize(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) layers_[i].layer = std::move(layers[i]);
+  group_tied();
+  for (auto& scoped : layers_) {
+    // A matmul does not tell which of its layers multiplies by a tied weight, so they share one fate:
+    // the globs see a weight under all of its names.
+    std::vector<std::string> names;
+    for (const auto* tied : scoped.tied) {
+      names.insert(names.end(), tied->layer.names.begin(), tied->layer.names.end());
+    }
+    scoped.reason = reason_against(names);
+    if (!scoped.reason.empty() && reason_against(scoped.layer.names).empty()) {
+      scoped.reason += ", as another layer with the same weight is";
+    }
+    if (scoped.reason.empty() && (!scoped.weight().defined() || scoped.weight().dim() != 2)) {
       scoped.reason = "its weight is not a matrix";
     }
     if (!scoped.reason.empty()) continue;
@@ -108,8 +134,11 @@ void Scope::configure(std::vector<Layer> layers) {
       scoped.reason = "its recipe has three matmuls in full precision";
       continue;
     }
-    scoped.quantized =
-        std::make_shared<QuantizedLayer>(names.front(), mode_, config, *layer_backend, activations);
+    scoped.quantized = scoped.tied.front()->quantized;
+    if (!scoped.quantized) {
+      scoped.quantized = std::make_shared<QuantizedLayer>(
+          names.front(), mode_, config, *layer_backend, activations_);
+    }
     if (scoped.layer.replaceable) {
       scoped.replacement =
           std::make_shared<QuantizedLinearImpl>(scoped.layer.linear, scoped.quantized);
@@ -171,18 +200,14 @@ void Scope::restore() noexcept {
       }
       if (stack.entries.empty()) stacks.erase(found);
     }
-    if (const auto& replacement = scoped->replacement) {
-      // An assignment to the replacement's weight or bias was meant for the layer.
-      scoped->layer.linear->weight = replacement->live_weight();
-      scoped->layer.linear->bias = replacement->live_bias();
-    }
+    // An assignment to the replacement's weight or bias was meant for the layer.
+    if (scoped->replacement) scoped->replacement->synchronize();
   }
   replaced_.clear();
 }
 
 Report Scope::report() const {
   Report report;
-  std::unordered_map<const c10::TensorImpl*, const std::string*> first_with;  // of tied weights
   for (const auto& scoped : layers_) {
     LayerReport line{};
     line.name = scoped.layer.names.front();
@@ -192,12 +217,15 @@ Report Scope::report() const {
     if (scoped.quantized) {
       const auto& count = scoped.quantized->count();
       line.backend = scoped.quantized->backend();
-      line.calls = count.calls;
-      const auto [first, added] = first_with.try_emplace(
-          scoped.weight().unsafeGetTensorImpl(), &scoped.layer.names.front());
-      if (!added) line.reason = "weight tied to '" + *first->second + "', where its calls count";
-      line.bias_fused =
-          line.calls > 0 && scoped.bias().defined() && count.fused_biases == line.calls;
+      const auto* first = scoped.tied.front();
+      if (first == &scoped) {
+        line.calls = count.calls;
+        line.bias_fused =
+            line.calls > 0 && scoped.bias().defined() && count.fused_biases == line.calls;
+      } else {
+        line.reason =
+            "weight tied to '" + first->layer.names.front() + "', where its calls count";
+      }
     }
     report.layers.push_back(std::move(line));
   }
@@ -214,44 +242,76 @@ Report Scope::report() const {
   return report;
 }
 
-Scope::Index::Known::Known(const ScopedLayer& scoped)
-    : original_(scoped.layer.weight()),
-      replacement_(scoped.replacement ? scoped.replacement->weight : scoped.layer.weight()),
-      storage_(scoped.weight().storage().getWeakStorageImpl()),
-      live_(scoped.weight().unsafeGetTensorImpl()) {}
-
-bool Scope::Index::Known::changed() const {
-  const auto reassigned = [](const Member& member) {
-    return member.tensor->unsafeGetTensorImpl() != member.impl._unsafe_get_target();
-  };
-  return reassigned(original_) || reassigned(replacement_) ||
-         live_->unsafe_storage().unsafeGetStorageImpl() != storage_._unsafe_get_target();
+void Scope::Index::add(const ScopedLayer& scoped) {
+  const auto& weight = scoped.weight();
+  const auto& original = scoped.layer.weight();
+  const auto* impl = weight.unsafeGetTensorImpl();
+  handles_.push_back(
+      {&original, scoped.replacement ? &scoped.replacement->weight : &original, impl});
+  impls_.emplace_back(weight.getIntrusivePtr());
+  if (!weight.defined() || weight.dim() != 2 || !weight.has_storage()) return;
+  const auto* storage = weight.storage().unsafeGetStorageImpl();
+  storages_.push_back(weight.storage().getWeakStorageImpl());
+  by_storage[storage].push_back(&scoped);
+  storage_of_[impl] = storage;
+  // The base stands for the views of a weight that is a view itself.
+  if (weight.is_view()) storage_of_[weight._base().unsafeGetTensorImpl()] = storage;
 }
 
-bool Scope::Index::misses(const at::Tensor& operand, bool transposed) const {
-  // Most matmuls end here: their operand is no view of a weight, and does not look like the transpose
-  // of a row-major one that was assigned meanwhile.
-  const bool of_known =
-      operand.is_view() && weights.contains(operand._base().unsafeGetTensorImpl());
-  const bool laid_out =
-      !all_row_major || !transposed || operand.stride(0) == 1 || operand.size(0) <= 1;
-  if (!of_known && !laid_out) return false;
-  const auto found = by_depth.find(operand.size(transposed ? 0 : 1));
-  return found != by_depth.end() && std::ranges::any_of(found->second, &Known::changed);
+namespace {
+
+const c10::StorageImpl* storage_in(const c10::TensorImpl* impl) {
+  return impl->unsafe_storage().unsafeGetStorageImpl();
+}
+
+/// What a tensor is a view of, or itself. Autograd knows, but for inference tensors.
+const c10::TensorImpl* base_of(const at::Tensor& tensor) {
+  const auto* view = torch::autograd::impl::get_view_autograd_meta(tensor);
+  return view != nullptr && view->has_bw_view()
+             ? view->get_backward_view().base_.unsafeGetTensorImpl()
+             : tensor.unsafeGetTensorImpl();
+}
+
+}  // namespace
+
+bool Scope::Index::out_of_date_for(const at::Tensor& operand) const {
+  if (operand.is_inference()) return assigned() || moved();
+  const auto* base = base_of(operand);
+  const auto known = storage_of_.find(base);
+  if (known != storage_of_.end() && known->second != storage_in(base)) return true;
+  return assigned();
+}
+
+/// A scan of all layers at every matmul that is not theirs: no branches, so that loads overlap.
+bool Scope::Index::assigned() const {
+  std::uintptr_t difference = 0;
+  for (const auto& [original, replacement, weight] : handles_) {
+    const auto known = reinterpret_cast<std::uintptr_t>(weight);
+    difference |= reinterpret_cast<std::uintptr_t>(original->unsafeGetTensorImpl()) ^ known;
+    difference |= reinterpret_cast<std::uintptr_t>(replacement->unsafeGetTensorImpl()) ^ known;
+  }
+  return difference != 0;
+}
+
+void Scope::Index::forget_codes_missing_in(const Index& later) const {
+  for (const auto& [impl, storage] : storage_of_) {
+    if (later.storage_of_.count(impl) == 0) WeightCodeCache::instance().leave(impl);
+  }
+}
+
+bool Scope::Index::moved() const {
+  return std::ranges::any_of(
+      storage_of_, [](const auto& known) { return storage_in(known.first) != known.second; });
 }
 
 void Scope::rebuild_index() {
+  const std::lock_guard lock(index_mutex_);
   auto index = std::make_shared<Index>();
   for (const auto& scoped : layers_) {
-    const auto& weight = scoped.weight();
-    if (!weight.defined() || weight.dim() != 2 || !weight.has_storage()) continue;
-    const auto& storage = weight.storage();
-    index->by_storage[storage.unsafeGetStorageImpl()].push_back(&scoped);
-    index->weights.insert(weight.unsafeGetTensorImpl());
-    index->all_row_major &= weight.stride(1) == 1 || weight.size(1) <= 1;
-    index->by_depth[weight.size(1)].emplace_back(scoped);
+    if (scoped.replacement) scoped.replacement->synchronize();
+    index->add(scoped);
   }
-  const std::lock_guard lock(index_mutex_);
+  if (index_) index_->forget_codes_missing_in(*index);
   index_ = std::move(index);
   epoch_.fetch_add(1, std::memory_order_release);
 }

@@ -6,8 +6,9 @@
 #include <string_view>
 
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/torch.h>
+
+#include <te_int8/operators.h>
 
 namespace te_int8_test {
 
@@ -24,13 +25,7 @@ struct LinearOptions {
 inline at::Tensor int8_linear(
     const at::Tensor& x, const at::Tensor& weight, const Optional& bias = {},
     const LinearOptions& options = {}) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("te_int8::linear", "")
-          .typed<at::Tensor(
-              const at::Tensor&, const at::Tensor&, const Optional&, bool, bool, bool,
-              std::string_view, std::string_view, OptionalType)>();
-  return op.call(
+  return te_int8::ops::linear(
       x, weight, bias, options.int8_output, options.int8_grad_input, options.int8_grad_weight,
       options.x_granularity, options.weight_granularity, options.out_dtype);
 }
@@ -38,13 +33,7 @@ inline at::Tensor int8_linear(
 inline at::Tensor int8_linear_prequantized(
     const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales, const Optional& bias = {},
     const Optional& x_scales = {}, OptionalType out_dtype = {}) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("te_int8::linear_prequantized", "")
-          .typed<at::Tensor(
-              const at::Tensor&, const at::Tensor&, const at::Tensor&, const Optional&,
-              const Optional&, OptionalType)>();
-  return op.call(x, codes, scales, bias, x_scales, out_dtype);
+  return te_int8::ops::linear_prequantized(x, codes, scales, bias, x_scales, out_dtype);
 }
 
 /// bf16 autocast on the CPU, for a block.

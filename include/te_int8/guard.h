@@ -7,7 +7,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
-#include <te_int8/detail/code_cache.h>
+#include <te_int8/config.h>
 #include <te_int8/detail/scope.h>
 #include <te_int8/recipe.h>
 #include <te_int8/report.h>
@@ -52,6 +52,9 @@ class Attachment {
 /// Scopes nest, and the inner one wins for its subtree. Guards of several threads with the same
 /// model, mode and recipe share one scope that ends with the last of them. Other threads compute in
 /// full precision unless they attach(); autograd's own threads need nothing.
+///
+/// A guard that is made inside a c10::InferenceMode block must end inside it: with the block LibTorch
+/// puts the thread's dispatch keys back, the scope's among them. The guard warns where that happened.
 class AutocastGuard {
  public:
   /// Errors: a glob that matches no layer; a back end that is unknown or not usable; a layer that
@@ -72,7 +75,10 @@ class AutocastGuard {
   AutocastGuard& operator=(const AutocastGuard&) = delete;
 
   /// What the scope covers and how often each layer was called so far, of all its threads.
-  Report report() const { return membership_->scope->report(); }
+  Report report() const {
+    detail::keep_routing();
+    return membership_->scope->report();
+  }
 
   /// Lets the calling thread run the guarded model in INT8 too. Costs nothing to the others.
   [[nodiscard]] Attachment attach() const {
@@ -88,12 +94,8 @@ class AutocastGuard {
   std::shared_ptr<detail::Membership> membership_;
 };
 
-/// Forgets the codes made of a model's weights. Needed only after writes that nobody can see:
-/// through raw pointers or `.data()` on a weight that got no gradient since.
-inline void refresh(torch::nn::Module& model) {
-  for (const auto& parameter : model.parameters()) {
-    detail::WeightCodeCache::instance().forget(parameter);
-  }
-}
+/// Forgets the codes made of a model's weights, and of activations. Needed only after writes that
+/// nobody can see: through raw pointers, or through `.data()` on a weight that got no gradient since.
+TE_INT8_API void refresh(torch::nn::Module& model);
 
 }  // namespace te_int8::inline v0

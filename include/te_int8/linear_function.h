@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
@@ -45,7 +46,9 @@ struct LinearCall {
   std::shared_ptr<Operand> x = nullptr, weight = nullptr;
   GradientCount gradients = nullptr;           ///< of the weight, where a cache wants to know
   std::shared_ptr<CallCount> count = nullptr;  ///< where somebody counts
-  bool defer_bias = false;                     ///< Note [Deferred bias]; needs x and weight
+  /// Not empty: whichever of these is added next goes into the epilogue, see Note [Deferred bias].
+  /// Needs x and weight.
+  std::vector<at::Tensor> deferred_biases = {};
 };
 
 /// Inside: no autograd, no autocast, no routing. The tensors of a layer's own computation must not
@@ -84,24 +87,19 @@ inline at::Tensor linear_forward(
   return multiply_codes(*call.x, *call.weight, bias, dtype);
 }
 
-/// Whether a deferred bias was taken; the backward asks.
-using BiasTaken = std::shared_ptr<std::atomic<bool>>;
-
 /// The forward with the bias left open, see Note [Deferred bias].
-inline at::Tensor deferred_forward(
-    const at::Tensor& bias, const LinearCall& call, const BiasTaken& taken) {
+inline at::Tensor deferred_forward(LinearCall& call) {
   auto sizes = call.x->data().sizes().vec();
   sizes.back() = call.weight->data().size(0);
-  auto compute = [x = call.x, weight = call.weight, count = call.count, dtype = call.out_dtype,
-                  taken](const at::Tensor& added, bool gradient_wanted) {
+  auto compute = [x = call.x, weight = call.weight, count = call.count,
+                  dtype = call.out_dtype](const at::Tensor& bias) {
     const PlainTensorOps plain;
-    if (added.defined()) {
-      *taken = gradient_wanted;
-      if (count) ++count->fused_biases;
-    }
-    return multiply_codes(*x, *weight, added, dtype);
+    if (bias.defined() && count) ++count->fused_biases;
+    return multiply_codes(*x, *weight, bias, dtype);
   };
-  return make_deferred(sizes, call.out_dtype, call.x->data().device(), bias, std::move(compute));
+  return make_deferred(
+      sizes, call.out_dtype, call.x->data().device(), std::move(call.deferred_biases),
+      std::move(compute));
 }
 
 /// Gives `gradient` a history that raises when somebody differentiates it again.
@@ -126,7 +124,6 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
     std::shared_ptr<Operand> cached_weight;  ///< keeps the transposed codes for other backwards
     GradientCount gradients;
-    BiasTaken bias_taken;  ///< null where the bias was there from the start
 
     // Edges of the graph are counted over the inputs that are there.
     static constexpr std::size_t kInputEdge = 0, kWeightEdge = 1;
@@ -152,13 +149,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     context->config = call.config;
     context->gradients = call.gradients;
     if (call.gradients && x.requires_grad()) context->cached_weight = call.weight;
-    if (call.defer_bias) context->bias_taken = std::make_shared<std::atomic<bool>>(false);
     context->x_dtype = x.scalar_type();
     if (weight.defined()) context->weight_dtype = weight.scalar_type();
     if (bias.defined()) context->bias_dtype = bias.scalar_type();
 
-    auto y = call.defer_bias ? deferred_forward(bias, call, context->bias_taken)
-                             : linear_forward(x, weight, bias, call);
+    auto y = call.deferred_biases.empty() ? linear_forward(x, weight, bias, call)
+                                          : deferred_forward(call);
 
     at::Tensor x_data, x_scales, weight_data, weight_scales;
     if (weight.defined() && weight.requires_grad()) {
@@ -195,9 +191,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
         dw = grad_weight(dy, context, saved[0], saved[1]);
         if (context.gradients) ++*context.gradients;
       }
-      const bool bias_added = !context.bias_taken || *context.bias_taken;
-      if (context.bias_dtype && bias_added && ctx->needs_input_grad(context.bias_edge())) {
-        db = as_rows(dy).sum(0, /*keepdim=*/false, *context.bias_dtype);
+      if (context.bias_dtype && ctx->needs_input_grad(context.bias_edge())) {
+        db = bias_gradient(dy, *context.bias_dtype);
       }
     }
     if (second_order) {
@@ -253,8 +248,8 @@ inline at::Tensor call_linear(
     return LinearFunction::apply(x, as_optional(weight), as_optional(bias), std::move(call));
   }
   const PlainTensorOps plain;
-  return call.defer_bias ? deferred_forward(bias, call, std::make_shared<std::atomic<bool>>(false))
-                         : linear_forward(x, weight, bias, call);
+  return call.deferred_biases.empty() ? linear_forward(x, weight, bias, call)
+                                      : deferred_forward(call);
 }
 
 }  // namespace te_int8::inline v0::detail

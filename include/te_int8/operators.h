@@ -15,28 +15,28 @@ namespace te_int8::inline v0::ops {
 
 using Codes = std::tuple<at::Tensor, at::Tensor>;
 
+namespace detail {
+/// The registered operation te_int8::`name`. Defined in the library, so that a program that uses
+/// nothing else of it is linked with it all the same.
+TE_INT8_API c10::OperatorHandle find(const char* name);
+}  // namespace detail
+
 /// x [*,K], any floating dtype -> int8 codes [*,K] and fp32 scales [*]; [1] for granularity
 /// "tensor".
 inline Codes quantize_rows(const at::Tensor& x, std::string_view granularity = "row") {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("te_int8::quantize_rows", "")
-                             .typed<Codes(const at::Tensor&, std::string_view)>();
+  static const auto op = detail::find("quantize_rows").typed<Codes(const at::Tensor&, std::string_view)>();
   return op.call(x, granularity);
 }
 
 /// x [M,K] -> int8 codes [K,M] of its transpose and fp32 scales [K], one per column of x.
 inline Codes quantize_columns(const at::Tensor& x) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("te_int8::quantize_columns", "")
-                             .typed<Codes(const at::Tensor&)>();
+  static const auto op = detail::find("quantize_columns").typed<Codes(const at::Tensor&)>();
   return op.call(x);
 }
 
 /// int8 codes [M,K] with fp32 scales [M] or [1] -> what quantize_columns(codes * scales) gives.
 inline Codes requantize_columns(const at::Tensor& codes, const at::Tensor& scales) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("te_int8::requantize_columns", "")
-                             .typed<Codes(const at::Tensor&, const at::Tensor&)>();
+  static const auto op = detail::find("requantize_columns").typed<Codes(const at::Tensor&, const at::Tensor&)>();
   return op.call(codes, scales);
 }
 
@@ -46,14 +46,40 @@ inline at::Tensor scaled_mm(
     const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales = {},
     const std::optional<at::Tensor>& b_scales = {}, const std::optional<at::Tensor>& bias = {},
     std::optional<at::ScalarType> out_dtype = {}) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("te_int8::scaled_mm", "")
-          .typed<at::Tensor(
-              const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-              const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
-              std::optional<at::ScalarType>)>();
+  static const auto op = detail::find("scaled_mm").typed<at::Tensor(
+          const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+          const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
+          std::optional<at::ScalarType>)>();
   return op.call(a, b, a_scales, b_scales, bias, out_dtype);
+}
+
+/// x [*,K] W [N,K]^T + bias [N] -> [*,N], differentiable by straight-through estimation. The result
+/// has x's dtype, or out_dtype; a granularity is "row" or "tensor".
+inline at::Tensor linear(
+    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias = {},
+    bool int8_output = true, bool int8_grad_input = false, bool int8_grad_weight = false,
+    std::string_view x_granularity = "row", std::string_view weight_granularity = "row",
+    std::optional<at::ScalarType> out_dtype = {}) {
+  static const auto op = detail::find("linear").typed<at::Tensor(
+          const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, bool, bool, bool,
+          std::string_view, std::string_view, std::optional<at::ScalarType>)>();
+  return op.call(
+      x, weight, bias, int8_output, int8_grad_input, int8_grad_weight, x_granularity,
+      weight_granularity, out_dtype);
+}
+
+/// The same with a weight that is codes already: int8 [N,K], scales fp32 [N] or [1]. x is floating
+/// (quantized by row), or int8 with x_scales [*] or [1]. The result has x's dtype (fp32 for int8), or
+/// out_dtype.
+inline at::Tensor linear_prequantized(
+    const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales,
+    const std::optional<at::Tensor>& bias = {}, const std::optional<at::Tensor>& x_scales = {},
+    std::optional<at::ScalarType> out_dtype = {}) {
+  static const auto op =
+      detail::find("linear_prequantized").typed<at::Tensor(
+          const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+          const std::optional<at::Tensor>&, std::optional<at::ScalarType>)>();
+  return op.call(x, codes, scales, bias, x_scales, out_dtype);
 }
 
 }  // namespace te_int8::inline v0::ops

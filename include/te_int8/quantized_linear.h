@@ -48,7 +48,7 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
         detail::QuantizedLayer::accepts(x, w), "te_int8::QuantizedLinear: expected x [*, ",
         w.size(1), "] of ", w.scalar_type(), " on ", w.device(), ", got ", x.sizes(), " of ",
         x.scalar_type(), " on ", x.device());
-    return layer_->call(x, w, {w}, live_bias(), /*defer_bias=*/false);
+    return layer_->call(x, w, {w}, live_bias());
   }
 
   const std::shared_ptr<torch::nn::LinearImpl>& original() const { return original_; }
@@ -71,8 +71,24 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
   const torch::Tensor& live_bias() const {
     return bias.is_same(entry_bias_) ? original_->bias : bias;
   }
+  /// Makes an assignment to one of the two handles of this layer one to both.
+  void synchronize() {
+    synchronize(weight, original_->weight, entry_weight_);
+    synchronize(bias, original_->bias, entry_bias_);
+  }
 
  private:
+  // The order of the writes keeps live_weight() right for other threads.
+  static void synchronize(torch::Tensor& here, torch::Tensor& there, torch::Tensor& entry) {
+    if (here.is_same(entry) && there.is_same(entry)) return;
+    if (there.is_same(entry)) {
+      there = here;
+    } else {
+      here = there;
+    }
+    entry = here;
+  }
+
   std::shared_ptr<torch::nn::LinearImpl> original_;
   std::shared_ptr<detail::QuantizedLayer> layer_;
   torch::Tensor entry_weight_, entry_bias_;

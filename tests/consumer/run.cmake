@@ -14,4 +14,7 @@ run(${CMAKE_COMMAND} -S ${SOURCE} -B ${BINARY} -G Ninja
 if(NOT CONFIGURE_ONLY)
   run(${CMAKE_COMMAND} --build ${BINARY})
   run(${BINARY}/consumer)
+  if(EXISTS ${BINARY}/operators_only)
+    run(${BINARY}/operators_only)
+  endif()
 endif()

@@ -5,7 +5,7 @@
 // address cannot come back as another storage. What LibTorch does not tell, and what is done about
 // it:
 //   - torch::optim::SGD and `.data()` write without bumping the version: a weight's codes are also
-//     dropped once a backward has produced its gradient;
+//     dropped once a backward, of whichever forward, has produced its gradient;
 //   - raw pointers write unseen: a layer that meets the same activation again quantizes it again,
 //     so only different layers share; for weights there is te_int8::refresh;
 //   - inference tensors have no version: their activations are never shared.
@@ -20,10 +20,11 @@
 #include <utility>
 #include <vector>
 
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/types.h>
 
+#include <te_int8/detail/stream_stamp.h>
 #include <te_int8/linear_function.h>
 
 namespace te_int8::inline v0::detail {
@@ -54,36 +55,52 @@ class StorageState {
   int64_t offset_;
 };
 
-/// An operand and the stream on which it was made, so that another stream waits for it.
+/// The same with the shape in which the storage is read.
+class LaidOutState {
+ public:
+  explicit LaidOutState(const at::Tensor& tensor)
+      : storage_(tensor), sizes_(tensor.sizes().vec()), strides_(tensor.strides().vec()) {}
+
+  bool is_state_of(const at::Tensor& tensor) const {
+    return storage_.is_state_of(tensor) && tensor.sizes() == at::IntArrayRef(sizes_) &&
+           tensor.strides() == at::IntArrayRef(strides_);
+  }
+  /// The same rows in the same order, perhaps under another shape.
+  bool has_rows_of(const at::Tensor& tensor) const {
+    return storage_.is_state_of(tensor) && tensor.size(-1) == sizes_.back() &&
+           tensor.numel() == c10::multiply_integers(sizes_) && tensor.is_contiguous() &&
+           contiguous();
+  }
+  bool expired() const { return storage_.expired(); }
+
+ private:
+  bool contiguous() const {
+    int64_t expected = 1;
+    for (std::size_t i = sizes_.size(); i-- > 0; expected *= sizes_[i]) {
+      if (sizes_[i] != 1 && strides_[i] != expected) return false;
+    }
+    return true;
+  }
+
+  StorageState storage_;
+  std::vector<int64_t> sizes_, strides_;
+};
+
+/// An operand that may be used on other streams than the one it was made on.
 class StampedOperand {
  public:
-  explicit StampedOperand(std::shared_ptr<Operand> operand) : operand_(std::move(operand)) {
-    const auto device = operand_->data().device();
-    if (device.is_cpu() || device.is_meta()) return;
-    stream_ = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-    ready_ = std::make_shared<c10::Event>(device.type());
-    ready_->record(*stream_);
-  }
+  explicit StampedOperand(std::shared_ptr<Operand> operand)
+      : operand_(std::move(operand)), made_(operand_->data().device()) {}
 
   /// The operand, safe to use on the current stream.
   const std::shared_ptr<Operand>& get() const {
-    if (stream_) {
-      const auto now =
-          c10::impl::VirtualGuardImpl(stream_->device_type()).getStream(stream_->device());
-      if (now != *stream_) {
-        ready_->block(now);
-        for (const auto& tensor : {operand_->data(), operand_->scales()}) {
-          if (tensor.defined()) tensor.record_stream(now);
-        }
-      }
-    }
+    made_.wait({operand_->data(), operand_->scales()});
     return operand_;
   }
 
  private:
   std::shared_ptr<Operand> operand_;
-  std::optional<c10::Stream> stream_;
-  std::shared_ptr<c10::Event> ready_;
+  StreamStamp made_;
 };
 
 /// Codes that others will use are ordinary tensors, also where InferenceMode makes them: inference
@@ -94,26 +111,87 @@ struct OutsideInference {
   PlainTensorOps plain;
 };
 
+/// Notices that a weight may have got a gradient, also from forwards in full precision. A recorded
+/// forward reaches a leaf through its gradient accumulator; one that we keep serves all of them, and a
+/// hook on it counts. Of a frozen weight nothing is kept: another accumulator tells that it was thawed.
+class GradientWatch {
+ public:
+  /// Whether `weight` may have got a gradient since the last call.
+  bool renewed(const at::Tensor& weight) {
+    const auto count = count_->load();
+    const bool arrived = count != seen_;
+    seen_ = count;
+    const auto now = accumulator_of(weight);
+    const bool other = now.owner_before(last_) || last_.owner_before(now);
+    if (!weight.requires_grad() || !weight.is_leaf() || weight.is_inference()) {
+      release();
+      last_ = now;
+      return arrived || other;
+    }
+    if (accumulator_ && !other) return arrived;
+    adopt(weight);
+    return true;
+  }
+
+  /// Lets the weight go: an accumulator keeps its leaf alive.
+  void release() { accumulator_.reset(); }
+  const GradientCount& count() const { return count_; }
+
+ private:
+  struct Counter : torch::autograd::FunctionPostHook {
+    explicit Counter(GradientCount counted) : count(std::move(counted)) {}
+    torch::autograd::variable_list operator()(
+        const torch::autograd::variable_list& outputs,
+        const torch::autograd::variable_list&) override {
+      ++*count;
+      return outputs;
+    }
+    GradientCount count;
+  };
+
+  static std::weak_ptr<torch::autograd::Node> accumulator_of(const at::Tensor& weight) {
+    auto* meta = torch::autograd::impl::get_autograd_meta(weight);
+    if (meta == nullptr) return {};
+    const std::lock_guard lock(meta->mutex_);
+    return meta->grad_accumulator_;
+  }
+
+  /// Keeps the accumulator, if no graph from before the scope holds it: such a graph may be running in
+  /// another thread, where a hook must not be added. As long as it lives, the weight counts as renewed.
+  void adopt(const at::Tensor& weight) {
+    release();
+    auto node = torch::autograd::impl::grad_accumulator(weight);
+    last_ = node;
+    constexpr auto kThisCallsOwn = 2;  // `node`, and the view W^T that the layer multiplies by
+    if (node.use_count() > kThisCallsOwn) return;
+    node->add_post_hook(std::make_unique<Counter>(count_));
+    accumulator_ = std::move(node);
+  }
+
+  std::shared_ptr<torch::autograd::Node> accumulator_;
+  std::weak_ptr<torch::autograd::Node> last_;
+  GradientCount count_ = std::make_shared<std::atomic<uint64_t>>(0);
+  uint64_t seen_ = 0;
+};
+
 /// The codes of one weight.
 class WeightCodes {
  public:
   explicit WeightCodes(const at::Tensor& weight)
-      : weight_(weight.getIntrusivePtr()),
-        state_(weight),
-        sizes_(weight.sizes().vec()),
-        strides_(weight.strides().vec()) {}
+      : weight_(weight.getIntrusivePtr()), state_(weight) {}
 
-  std::shared_ptr<Operand> get(const at::Tensor& weight, OperandForm form) {
-    const auto gradients = gradients_->load();
-    if (!state_.is_state_of(weight) || weight.sizes() != at::IntArrayRef(sizes_) ||
-        weight.strides() != at::IntArrayRef(strides_) || gradients != gradients_seen_ ||
-        trained_ != weight.requires_grad() || had_gradient_ != has_gradient(weight) ||
-        may_change_unseen(weight)) {
-      drop();
-      state_ = StorageState(weight);
-      sizes_ = weight.sizes().vec();
-      strides_ = weight.strides().vec();
-      gradients_seen_ = gradients;
+  struct Found {
+    std::shared_ptr<Operand> operand;
+    GradientCount gradients;
+  };
+
+  Found get(const at::Tensor& weight, OperandForm form) {
+    const std::lock_guard lock(mutex_);
+    const bool renewed = watch_.renewed(weight);
+    if (renewed || !state_.is_state_of(weight) || trained_ != weight.requires_grad() ||
+        had_gradient_ != has_gradient(weight) || may_change_unseen(weight)) {
+      forms_.fill(std::nullopt);
+      state_ = LaidOutState(weight);
       trained_ = weight.requires_grad();
       had_gradient_ = has_gradient(weight);
     }
@@ -122,17 +200,21 @@ class WeightCodes {
       const OutsideInference outside;
       codes.emplace(Operand::make(weight, form));
     }
-    return codes->get();
+    return {codes->get(), watch_.count()};
   }
 
-  void drop() { forms_.fill(std::nullopt); }
+  void drop() {
+    const std::lock_guard lock(mutex_);
+    forms_.fill(std::nullopt);
+    watch_.release();
+  }
   bool empty() const {
+    const std::lock_guard lock(mutex_);
     return std::ranges::none_of(forms_, [](const auto& form) { return form.has_value(); });
   }
 
-  const GradientCount& gradients() const { return gradients_; }
   /// Whether a backward may still come that counts here.
-  bool awaited() const { return gradients_.use_count() > 1; }
+  bool awaited() const { return watch_.count().use_count() > 1; }
   /// Whether the weight itself is gone.
   bool expired() const { return weight_.expired(); }
   /// Whether the codes may outlive the scope: nobody trains the weight.
@@ -150,11 +232,10 @@ class WeightCodes {
     return weight.is_inference() || has_gradient(weight);
   }
 
-  c10::weak_intrusive_ptr<c10::TensorImpl> weight_;
-  StorageState state_;
-  std::vector<int64_t> sizes_, strides_;
-  GradientCount gradients_ = std::make_shared<std::atomic<uint64_t>>(0);
-  uint64_t gradients_seen_ = 0;
+  const c10::weak_intrusive_ptr<c10::TensorImpl> weight_;
+  mutable std::mutex mutex_;
+  LaidOutState state_;
+  GradientWatch watch_;
   bool trained_ = false, had_gradient_ = false;         ///< when the codes were made
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
 };
@@ -162,51 +243,52 @@ class WeightCodes {
 /// The codes of the weights of all scopes, by the weight's identity. One in a process.
 class WeightCodeCache {
  public:
-  struct Found {
-    std::shared_ptr<Operand> operand;
-    GradientCount gradients;
-  };
-
   TE_INT8_API static WeightCodeCache& instance();
 
-  Found get(const at::Tensor& weight, OperandForm form) {
-    const std::lock_guard lock(mutex_);
-    const bool added = codes_.try_emplace(weight.unsafeGetTensorImpl(), weight).second;
-    if (added) erase_expired();
-    auto& codes = codes_.find(weight.unsafeGetTensorImpl())->second;
-    return {codes.get(weight, form), codes.gradients()};
+  WeightCodes::Found get(const at::Tensor& weight, OperandForm form) {
+    std::shared_ptr<WeightCodes> codes;
+    {
+      const std::lock_guard lock(mutex_);
+      auto& entry = codes_[weight.unsafeGetTensorImpl()];
+      const bool added = entry == nullptr;
+      if (added) entry = std::make_shared<WeightCodes>(weight);
+      codes = entry;
+      if (added) std::erase_if(codes_, [](const auto& item) { return item.second->expired(); });
+    }
+    return codes->get(weight, form);  // other weights need not wait for this one
   }
   void forget(const at::Tensor& weight) {
     const std::lock_guard lock(mutex_);
     const auto found = codes_.find(weight.unsafeGetTensorImpl());
-    if (found != codes_.end()) found->second.drop();
+    if (found != codes_.end()) found->second->drop();
+  }
+  /// Drops the codes of a weight that a scope no longer has, unless it is frozen.
+  void leave(const c10::TensorImpl* weight) {
+    const std::lock_guard lock(mutex_);
+    const auto found = codes_.find(weight);
+    if (found != codes_.end() && !found->second->frozen()) found->second->drop();
   }
   /// Drops the codes of weights that are gone, and of those in no scope unless they are frozen.
   template <typename InScope>
   void sweep(const InScope& in_scope) {
     const std::lock_guard lock(mutex_);
-    for (auto item = codes_.begin(); item != codes_.end();) {
-      auto& [impl, codes] = *item;
-      if (!codes.frozen() && !in_scope(impl)) codes.drop();
-      const bool done = codes.expired() || (codes.empty() && !codes.awaited());
-      item = done ? codes_.erase(item) : std::next(item);
-    }
+    std::erase_if(codes_, [&](const auto& item) {
+      const auto& [impl, codes] = item;
+      if (!codes->frozen() && !in_scope(impl)) codes->drop();
+      return codes->expired() || (codes->empty() && !codes->awaited());
+    });
   }
   /// How many weights have codes.
   std::size_t size() const {
     const std::lock_guard lock(mutex_);
-    return static_cast<std::size_t>(std::ranges::count_if(
-        codes_, [](const auto& item) { return !item.second.empty() && !item.second.expired(); }));
+    return static_cast<std::size_t>(
+        std::ranges::count_if(codes_, [](const auto& item) { return !item.second->empty(); }));
   }
 
  private:
-  void erase_expired() {
-    std::erase_if(codes_, [](const auto& item) { return item.second.expired(); });
-  }
-
   mutable std::mutex mutex_;
   // The entries' weak pointers keep the keys' addresses from being reused.
-  std::unordered_map<const c10::TensorImpl*, WeightCodes> codes_;
+  std::unordered_map<const c10::TensorImpl*, std::shared_ptr<WeightCodes>> codes_;
 };
 
 /// The codes of activations that are still alive. One in a scope.
@@ -231,14 +313,7 @@ class ActivationCodes {
       return entry.state.expired() || entry.holds(x, form);
     });
     if (entries_.size() == kCapacity) entries_.erase(entries_.begin());
-    entries_.push_back(
-        {StorageState(x),
-         x.storage_offset(),
-         x.sizes().vec(),
-         x.strides().vec(),
-         form,
-         StampedOperand(operand),
-         {consumer}});
+    entries_.push_back({LaidOutState(x), form, StampedOperand(operand), {consumer}});
     return operand;
   }
 
@@ -251,26 +326,14 @@ class ActivationCodes {
   static constexpr std::size_t kCapacity = 16;
 
   struct Entry {
-    StorageState state;
-    int64_t offset;
-    std::vector<int64_t> sizes, strides;
+    LaidOutState state;
     OperandForm form;
     StampedOperand operand;
     std::vector<const void*> consumers;
 
-    /// The same values in the same rows, perhaps under another shape.
     bool holds(const at::Tensor& x, OperandForm wanted) const {
-      if (form != wanted || x.storage_offset() != offset || !state.is_state_of(x)) return false;
-      if (x.sizes() == at::IntArrayRef(sizes)) return x.strides() == at::IntArrayRef(strides);
-      return form != OperandForm::ColumnCodes && x.size(-1) == sizes.back() &&
-             x.numel() == c10::multiply_integers(sizes) && x.is_contiguous() && contiguous();
-    }
-    bool contiguous() const {
-      int64_t expected = 1;
-      for (std::size_t i = sizes.size(); i-- > 0; expected *= sizes[i]) {
-        if (sizes[i] != 1 && strides[i] != expected) return false;
-      }
-      return true;
+      return form == wanted &&
+             (state.is_state_of(x) || (form != OperandForm::ColumnCodes && state.has_rows_of(x)));
     }
     std::shared_ptr<Operand> shaped_like(const at::Tensor& x) const {
       const auto& made = operand.get();

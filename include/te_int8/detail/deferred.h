@@ -5,12 +5,13 @@
 // so that 2-D and N-D inputs would disagree. Therefore the routed matmul returns a tensor whose
 // values are still owed: a TensorImpl with sizes, dtype and autograd history but no storage yet,
 // and one extra dispatch key. The first thing that happens to it settles it, in place:
-//   - add_ of the very bias that the layer has: values with the bias in the epilogue;
+//   - add_ of the layer's own bias: values with the bias in the epilogue, and the history that any
+//     in-place addition leaves: the product's, and the bias beside it;
 //   - any other operation, or an access to its storage or data pointer: values without bias.
 #pragma once
 
 #include <functional>
-#include <memory>
+#include <vector>
 
 #include <torch/types.h>
 
@@ -25,13 +26,12 @@ inline constexpr auto kRoutingKey = c10::DispatchKey::DeferredInit;
 inline constexpr auto kDeferredKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
 /// Computes the values: with `bias` in the epilogue, or without where it is undefined.
-/// `gradient_wanted`: it is added in grad mode.
-using DeferredCompute = std::function<at::Tensor(const at::Tensor& bias, bool gradient_wanted)>;
+using DeferredCompute = std::function<at::Tensor(const at::Tensor& bias)>;
 
-/// A tensor of these sizes whose values `compute` gives when somebody needs them, with `bias` ([N])
-/// if the first operation on it is to add that.
+/// A tensor of these sizes whose values `compute` gives when somebody needs them, with one of
+/// `biases` ([N]) if the first operation on it is to add that.
 TE_INT8_API at::Tensor make_deferred(
-    at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device, at::Tensor bias,
+    at::IntArrayRef sizes, at::ScalarType dtype, c10::Device device, std::vector<at::Tensor> biases,
     DeferredCompute compute);
 
 /// Registers the kernels of kDeferredKey, once in a process.

@@ -75,33 +75,33 @@ class LayerFinder {
 
   void visit(
       const std::shared_ptr<torch::nn::Module>& child, const std::string& name, const Slot* slot) {
-    auto module = child;
-    if (const auto* quantized = dynamic_cast<const QuantizedLinearImpl*>(module.get())) {
-      module = quantized->original();  // of an outer scope
+    auto target = child;
+    if (const auto* quantized = dynamic_cast<const QuantizedLinearImpl*>(target.get())) {
+      target = quantized->original();  // of an outer scope
     }
-    if (auto linear = std::dynamic_pointer_cast<torch::nn::LinearImpl>(module)) {
-      auto& layer = layer_of(module.get());
+    if (auto linear = std::dynamic_pointer_cast<torch::nn::LinearImpl>(target)) {
+      auto& layer = layer_of(target.get());
       layer.replaceable = typeid(*linear) == typeid(torch::nn::LinearImpl);
       layer.linear = std::move(linear);
       layer.names.push_back(name);
       if (slot != nullptr) add_slot(layer, *slot);
     } else if (
-        auto attention = std::dynamic_pointer_cast<torch::nn::MultiheadAttentionImpl>(module)) {
+        auto attention = std::dynamic_pointer_cast<torch::nn::MultiheadAttentionImpl>(target)) {
       if (attention->in_proj_weight.defined() && attention->in_proj_weight.numel() > 0) {
-        auto& layer = layer_of(module.get());
+        auto& layer = layer_of(target.get());
         layer.attention = attention;
         layer.names.push_back(join(name, "in_proj"));
-      } else if (!visited(module.get())) {
+      } else if (!visited(target.get())) {
         found_.others.push_back(
             {join(name, "in_proj"),
-             "LibTorch's attention asserts with key or value sizes of their own", module.get()});
+             "LibTorch's attention asserts with key or value sizes of their own", target.get()});
       }
-    } else if (!visited(module.get()) && !module->named_parameters(/*recurse=*/false).is_empty()) {
-      found_.others.push_back({name, "not a Linear and not an attention projection", module.get()});
+    } else if (!visited(target.get()) && !target->named_parameters(/*recurse=*/false).is_empty()) {
+      found_.others.push_back({name, "not a Linear and not an attention projection", target.get()});
     }
-    for (const auto& item : module->named_children()) {
+    for (const auto& item : target->named_children()) {
       if (item.value() == nullptr) continue;
-      const Slot child_slot{module, item.key(), item.value()};
+      const Slot child_slot{target, item.key(), item.value()};
       visit(item.value(), join(name, item.key()), &child_slot);
     }
   }

@@ -8,6 +8,7 @@
 
 #include <torch/types.h>
 
+#include <te_int8/detail/stream_stamp.h>
 #include <te_int8/operators.h>
 #include <te_int8/recipe.h>
 
@@ -63,6 +64,11 @@ inline at::Tensor as_rows(const at::Tensor& x) {
   return x.reshape_symint({rows, sizes.back()});
 }
 
+/// db = sum dy over all rows, [N].
+inline at::Tensor bias_gradient(const at::Tensor& dy, at::ScalarType dtype) {
+  return as_rows(dy).sum(0, /*keepdim=*/false, dtype);
+}
+
 inline std::optional<at::Tensor> as_optional(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
@@ -101,9 +107,12 @@ class Operand {
   ops::Codes transposed_codes() {
     if (form_ == OperandForm::ColumnCodes) return {data_, scales_};
     const std::lock_guard lock(mutex_);
-    if (!std::get<0>(transposed_).defined()) {
+    auto& [codes, code_scales] = transposed_;
+    if (!codes.defined()) {
       transposed_ = ops::requantize_columns(matrix(), scales_.reshape(-1));
+      transposed_stamp_.emplace(codes.device());
     }
+    transposed_stamp_->wait({codes, code_scales});
     return transposed_;
   }
 
@@ -112,6 +121,7 @@ class Operand {
   OperandForm form_;
   std::mutex mutex_;
   ops::Codes transposed_;
+  std::optional<StreamStamp> transposed_stamp_;
 };
 
 }  // namespace te_int8::inline v0::detail

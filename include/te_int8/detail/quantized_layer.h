@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <ATen/autocast_mode.h>
 #include <torch/types.h>
@@ -63,22 +64,27 @@ class QuantizedLayer {
            (x_type == weight_type || cast);
   }
 
-  /// y = x W^T + b for x [*,K] and `part` of the live weight `whole`. `defer_bias`: the bias is
-  /// added by whoever comes next, see Note [Deferred bias].
+  /// y = x W^T + b for x [*,K] and `part` of the live weight `whole`.
+  at::Tensor call(
+      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part,
+      const at::Tensor& bias) {
+    return call(x, whole, part, bias, {});
+  }
+
+  /// y = x W^T, to which one of `biases` is probably added next: see Note [Deferred bias].
+  at::Tensor call_before_bias(
+      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part,
+      std::vector<at::Tensor> biases) {
+    if (!int8_output()) biases.clear();
+    return call(x, whole, part, {}, std::move(biases));
+  }
+
+ private:
   at::Tensor call(
       const at::Tensor& x, const at::Tensor& whole, const WeightRows& part, const at::Tensor& bias,
-      bool defer_bias) {
-    TORCH_CHECK(
-        mode_ != Mode::Inference || !at::GradMode::is_enabled() ||
-            !(x.requires_grad() || part.rows.requires_grad() ||
-              (bias.defined() && bias.requires_grad())),
-        "te_int8: layer '", name_,
-        "' is in Mode::Inference, which records no graph: expected torch::NoGradGuard (or "
-        "InferenceMode), got grad mode on and ",
-        x.requires_grad()           ? "an input"
-        : part.rows.requires_grad() ? "a weight"
-                                    : "a bias",
-        " that requires grad; use Mode::QAT to train");
+      std::vector<at::Tensor> deferred_biases) {
+    check_mode(x, part.rows, bias);
+    for (const auto& deferred : deferred_biases) check_mode(x, part.rows, deferred);
     ++count_->calls;
     if (config_.quantizes_nothing()) return full_precision(x, part.rows, bias);
 
@@ -94,11 +100,24 @@ class QuantizedLayer {
         weight_operand(call, whole, part);
       }
     }
-    call.defer_bias = defer_bias && int8_output() && bias.defined();
+    call.deferred_biases = std::move(deferred_biases);
     return call_linear(x, part.rows, bias, std::move(call));
   }
 
- private:
+  /// Mode::Inference records no graph, so nothing may ask for one.
+  void check_mode(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) const {
+    if (mode_ != Mode::Inference || !at::GradMode::is_enabled()) return;
+    const char* wants_graph = x.requires_grad()                          ? "an input"
+                              : weight.requires_grad()                   ? "a weight"
+                              : bias.defined() && bias.requires_grad()   ? "a bias"
+                                                                         : nullptr;
+    TORCH_CHECK(
+        wants_graph == nullptr, "te_int8: layer '", name_,
+        "' is in Mode::Inference, which records no graph: expected torch::NoGradGuard (or "
+        "InferenceMode), got grad mode on and ",
+        wants_graph, " that requires grad; use Mode::QAT to train");
+  }
+
   static at::Tensor full_precision(
       const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
     const c10::impl::ExcludeDispatchKeyGuard no_routing(kRoutingKey);

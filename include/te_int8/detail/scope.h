@@ -9,7 +9,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
 #include <c10/util/flat_hash_map.h>
@@ -25,8 +24,9 @@ namespace te_int8::inline v0::detail {
 struct ScopedLayer {
   Layer layer;
   std::string reason;                                ///< why it is in full precision, or empty
-  std::shared_ptr<QuantizedLayer> quantized;         ///< null in full precision
+  std::shared_ptr<QuantizedLayer> quantized;         ///< null in full precision; one for tied weights
   std::shared_ptr<QuantizedLinearImpl> replacement;  ///< in the tree; null where only routed
+  std::vector<const ScopedLayer*> tied;              ///< all with this weight, this one among them
 
   const torch::Tensor& weight() const {
     return replacement ? replacement->live_weight() : layer.weight();
@@ -62,41 +62,42 @@ class Scope {
   TE_INT8_API Report report() const;
   Mode mode() const { return mode_; }
 
-  /// The layers by the storage of their weight, as of some moment.
+  /// The layers by the storage of their weight, as of some moment. `.to`, `load` and assignments
+  /// make it out of date.
   struct Index {
-    /// The members that hold a layer's weight, and what they held. Pinned by weak pointers, so that
-    /// an address cannot come back as something else.
-    struct Known {
-      explicit Known(const ScopedLayer& scoped);
-      bool changed() const;
-
-     private:
-      struct Member {
-        explicit Member(const at::Tensor& member)
-            : tensor(&member), impl(member.getIntrusivePtr()) {}
-        const at::Tensor* tensor;
-        c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> impl;
-      };
-      Member original_, replacement_;  ///< the same where the tree has no replacement
-      c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
-      const c10::TensorImpl* live_;  ///< whichever of the two is in force
-    };
     ska::flat_hash_map<const c10::StorageImpl*, std::vector<const ScopedLayer*>> by_storage;
-    ska::flat_hash_map<int64_t, std::vector<Known>> by_depth;  ///< K of [N,K]
-    std::unordered_set<const c10::TensorImpl*> weights;
-    bool all_row_major = true;
 
-    /// Whether `operand` may be a weight that is not in the index yet: it is laid out like one of K
-    /// columns, and such a weight has changed its storage. `.to`, `load` and assignments do that.
-    bool misses(const at::Tensor& operand, bool transposed) const;
+    void add(const ScopedLayer& scoped);
+    /// Whether a weight that `operand`, which was not found, may be a view of has changed.
+    bool out_of_date_for(const at::Tensor& operand) const;
+    void forget_codes_missing_in(const Index& later) const;
+
+   private:
+    /// The handles of a layer, and the weight that both held. Laid out for reading many in a row.
+    struct Handles {
+      const at::Tensor *original, *replacement;  ///< the same where the tree has no replacement
+      const c10::TensorImpl* weight;
+    };
+    bool assigned() const;
+    bool moved() const;
+
+    std::vector<Handles> handles_;
+    ska::flat_hash_map<const c10::TensorImpl*, const c10::StorageImpl*> storage_of_;
+    // Pinned, so that an address cannot come back as something else.
+    std::vector<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> impls_;
+    std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages_;
   };
   std::shared_ptr<const Index> index() const;
   uint64_t index_epoch() const { return epoch_.load(std::memory_order_acquire); }
   void rebuild_index();
+  /// Forgets the codes of activations.
+  void forget_activations() { activations_->clear(); }
   bool covers(const c10::TensorImpl* weight) const;
 
  private:
   void configure(std::vector<Layer> layers);
+  void group_tied();
+  std::string reason_against(const std::vector<std::string>& names) const;
 
   std::shared_ptr<torch::nn::Module> root_;
   Mode mode_;
@@ -104,6 +105,7 @@ class Scope {
   std::vector<ScopedLayer> layers_;
   std::vector<OtherModule> others_;
   std::vector<const ScopedLayer*> replaced_;
+  std::shared_ptr<ActivationCodes> activations_ = std::make_shared<ActivationCodes>();
   mutable std::mutex index_mutex_;
   std::shared_ptr<const Index> index_;
   std::atomic<uint64_t> epoch_{0};
@@ -120,6 +122,10 @@ TE_INT8_API std::shared_ptr<Membership> enter_scope(
     torch::nn::Module& root, Mode mode, const Recipe& recipe);
 /// Lets the calling thread join a scope that is open.
 TE_INT8_API std::shared_ptr<Membership> join_scope(const std::shared_ptr<Scope>& scope);
+/// Sees to it that the calling thread's matmuls still reach its scopes. Warns if they did not: a block
+/// that restores LibTorch's thread-local state, such as c10::InferenceMode, takes the dispatch key of
+/// a scope that was opened inside it away when it ends.
+TE_INT8_API void keep_routing();
 /// Ends a membership, from whichever thread. The last one restores the model.
 TE_INT8_API void leave_scope(const std::shared_ptr<Membership>& membership) noexcept;
 

@@ -279,14 +279,16 @@ TEST_CASE("a forward that is computed again in the backward is quantized in the 
   CHECK(all_calls(guard) == 9);
 }
 
-TEST_CASE("a thread that inherits LibTorch's state, as autograd's do, is in the scope", "[guard][threads]") {
+TEST_CASE("a thread that inherits LibTorch's state but no scope computes in full precision", "[guard][threads]") {
   Mlp model;
   const auto x = torch::randn({3, 16});
-  const auto expected = quantized_result(model, x);
+  const auto plain = plain_result(model, x), expected = quantized_result(model, x);
   const AutocastGuard guard(model, Mode::QAT);
   const at::ThreadLocalState state;
   in_thread([&] {
     const at::ThreadLocalStateGuard inherited(state);
+    CHECK(same(plain_result(model, x), plain));
+    const auto attachment = guard.attach();
     CHECK(same(plain_result(model, x), expected));
   });
 }

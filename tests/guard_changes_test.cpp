@@ -108,6 +108,39 @@ TEST_CASE("a weight that is assigned through the tree of an inner scope is seen 
   CHECK(computes_with(model, outer, weight, model->fc->bias));
 }
 
+TEST_CASE("weights that two layers exchange inside are seen", "[guard][changes]") {
+  TwoLayers model;
+  const auto x = torch::randn({2, 3, 8});
+  const AutocastGuard guard(model, Mode::QAT);
+  model->first(x);
+  model->second(x);
+  std::swap(model->first->weight, model->second->weight);
+  CHECK(same(model->first(x).detach(), int8_result(*model->first, x)));
+  CHECK(same(model->second(x).detach(), int8_result(*model->second, x)));
+  CHECK(calls_of(guard, "first") == 2);
+  CHECK(calls_of(guard, "second") == 2);
+}
+
+TEST_CASE("an assignment to one handle of a layer is one to both", "[guard][changes]") {
+  OneLayer model;
+  const auto x = torch::randn({2, 3, 8}), weight = torch::randn({4, 8});
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto shown = shown_layer(model);
+  SECTION("the typed member's") {
+    model->fc->weight = weight;
+    model(x);
+    CHECK(shown->weight.is_same(weight));
+  }
+  SECTION("the tree's") {
+    shown->weight = weight;
+    shown->forward(x);
+    CHECK(model->fc->weight.is_same(weight));
+  }
+  CHECK(same(model(x).detach(), int8_result(x, weight, model->fc->bias, at::kFloat)));
+  CHECK(same(shown->forward(x).detach(), int8_result(x, weight, model->fc->bias, at::kFloat)));
+  CHECK(calls_of(guard, "fc") == 3);
+}
+
 TEST_CASE("a gradient reaches what an assigned weight was computed from", "[guard][changes]") {
   OneLayer model;
   const AutocastGuard guard(model, Mode::QAT);

@@ -13,6 +13,7 @@ struct Warm {
   OneLayer model;
   Tensor x = torch::randn({5, 8});
   torch::optim::SGD sgd{model->parameters(), torch::optim::SGDOptions(0.5)};
+  Tensor alive;  ///< a graph that outlives a step
 
   Tensor& weight() { return model->fc->weight; }
   Tensor forward() { return model->forward(x); }
@@ -94,6 +95,22 @@ std::vector<Change> changes() {
          w.backward();
          w.sgd.step();
          w.sgd.zero_grad();
+       }},
+      {"a step in full precision beside an INT8 graph that lives on, gradients cleared",
+       [](Warm& w) {
+         w.alive = w.forward();
+         const AutocastGuard off(w.model, Mode::Off);
+         w.backward();
+         w.sgd.step();
+         w.sgd.zero_grad();
+       }},
+      {"a thread that trains in full precision and clears its gradients",
+       [](Warm& w) {
+         in_thread([&] {
+           w.backward();
+           w.sgd.step();
+           w.sgd.zero_grad();
+         });
        }},
       {"a gradient that no layer made, and SGD",
        [](Warm& w) {
@@ -260,7 +277,48 @@ TEST_CASE("codes end with the scope, and those of frozen weights with the weight
     model->second(torch::randn({5, 8}));
     CHECK(counter.of(model->second->weight) == 0);
   }
+  // LibTorch tells nobody that a tensor has died; whichever scope opens or closes next looks.
+  CHECK(held_codes() == before + 1);
+  OneLayer other;
+  const AutocastGuard guard(other, Mode::QAT);
   CHECK(held_codes() == before);
+}
+
+TEST_CASE("a leaf that is assigned anew for each step does not pile up, nor do its codes", "[guard][codes]") {
+  OneLayer model;
+  const auto before = held_codes();
+  const AutocastGuard guard(model, Mode::QAT);
+  c10::weak_intrusive_ptr<c10::TensorImpl> first(torch::randn({1}).getIntrusivePtr());
+  for (int i = 0; i < 20; ++i) {
+    model->fc->weight = torch::randn({4, 8}).set_requires_grad(true);
+    if (i == 0) first = c10::weak_intrusive_ptr<c10::TensorImpl>(model->fc->weight.getIntrusivePtr());
+    model->forward(torch::randn({5, 8})).sum().backward();
+  }
+  CHECK(calls_of(guard, "fc") == 20);
+  CHECK(held_codes() <= before + 2);
+  // The module's own registry holds the parameter it was made with, and nobody the ones in between.
+  CHECK(first.expired());
+}
+
+TEST_CASE("the cache lets a model go that dies inside its scope's life", "[guard][codes]") {
+  c10::weak_intrusive_ptr<c10::TensorImpl> weight(torch::randn({1}).getIntrusivePtr());
+  {
+    OneLayer model;
+    weight = c10::weak_intrusive_ptr<c10::TensorImpl>(model->fc->weight.getIntrusivePtr());
+    const AutocastGuard guard(model, Mode::QAT);
+    model->forward(torch::randn({5, 8})).sum().backward();
+  }
+  CHECK(weight.expired());
+}
+
+TEST_CASE("weights of a long recurrence are quantized once", "[guard][codes]") {
+  OneLayer model(8, 8);
+  const AutocastGuard guard(model, Mode::QAT);
+  const QuantizationCounter counter;
+  auto h = torch::randn({5, 8});
+  for (int i = 0; i < 5; ++i) h = torch::tanh(model->forward(h));
+  h.sum().backward();
+  CHECK(counter.of(model->fc->weight) == 1);
 }
 
 TEST_CASE("a weight that is computed anew for each step does not pile up codes", "[guard][codes]") {

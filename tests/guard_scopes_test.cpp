@@ -20,6 +20,13 @@ bool quantizes(Mlp& model, nn::Linear& layer) {
   return !same(y, plain);
 }
 
+/// Collects what LibTorch and te_int8 warn of.
+struct Warnings : c10::WarningHandler {
+  void process(const c10::Warning& warning) override { text += warning.msg(); }
+  std::string text;
+  c10::WarningUtils::WarningHandlerGuard guard{this};
+};
+
 /// A class whose constructor throws while it holds a guard.
 struct ThrowsInConstructor {
   explicit ThrowsInConstructor(Mlp& model) : guard(model, Mode::QAT) {
@@ -176,15 +183,33 @@ TEST_CASE("a guard outlives the thread that made it", "[guard][scopes]") {
   CHECK(before.holds(*model));
 }
 
-TEST_CASE("a scope that is opened or closed under InferenceMode is open exactly as long as its guard", "[guard][scopes]") {
+TEST_CASE("a scope whose thread-local state was put back says so, and goes on", "[guard][scopes]") {
   Mlp model;
+  Warnings warnings;
   std::unique_ptr<AutocastGuard> guard;
-  SECTION("opened under it") {
+  SECTION("opened under InferenceMode, asked for a report") {
     {
       const c10::InferenceMode inference_mode;
       guard = std::make_unique<AutocastGuard>(model, Mode::QAT);
     }
+    CHECK(warnings.text.empty());
+    guard->report();
+    CHECK(warnings.text.find("InferenceMode") != std::string::npos);
     CHECK(quantizes(model, model->fc1));
+  }
+  SECTION("opened under InferenceMode, closed") {
+    {
+      const c10::InferenceMode inference_mode;
+      guard = std::make_unique<AutocastGuard>(model, Mode::QAT);
+    }
+    guard.reset();
+    CHECK(warnings.text.find("InferenceMode") != std::string::npos);
+  }
+  SECTION("opened and closed under it") {
+    const c10::InferenceMode inference_mode;
+    const AutocastGuard inside(model, Mode::QAT);
+    CHECK(inside.report().layers.size() == 3);
+    CHECK(warnings.text.empty());
   }
   SECTION("closed under it, while another thread has a scope") {
     guard = std::make_unique<AutocastGuard>(model, Mode::QAT);
