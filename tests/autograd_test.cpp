@@ -59,6 +59,7 @@ std::vector<LinearOptions> backward_precisions() {
 }  // namespace
 
 TEST_CASE("only the codes that a gradient needs are saved for backward", "[gradients][memory]") {
+  SKIP_UNLESS_CPU();
   torch::manual_seed(51);
   const auto x = input(), w = weight(), bias = trained(at::randn({kColumns}));
   const auto x_trained = computed(input()), w_trained = trained(weight());
@@ -81,6 +82,7 @@ TEST_CASE("only the codes that a gradient needs are saved for backward", "[gradi
 }
 
 TEST_CASE("after the scope only what backward needs is left", "[gradients][memory][guard]") {
+  SKIP_UNLESS_CPU();
   torch::manual_seed(52);
   const auto x = input(), x_trained = computed(input());
   torch::nn::Linear layer(kDepth, kColumns);
@@ -98,6 +100,7 @@ TEST_CASE("after the scope only what backward needs is left", "[gradients][memor
 }
 
 TEST_CASE("neither x nor the weight is kept as floats", "[gradients][memory]") {
+  SKIP_UNLESS_CPU();
   torch::manual_seed(53);
   const bool with_weight_gradient = GENERATE(true, false);
   auto x = computed(input()), w = computed(weight());

@@ -144,7 +144,7 @@ TEST_CASE("under bf16 autocast gradients come in the dtype of the parameters", "
   const auto truth = by_fake_quantization(p);
   const bool guarded = GENERATE(false, true);
   const auto got = [&] {
-    const CpuAutocast autocast;
+    const Bf16Autocast autocast;
     return guarded ? of_guarded_layer(p, {}) : of_operation(p);
   }();
   CHECK(got.y.scalar_type() == at::kBFloat16);
@@ -240,13 +240,16 @@ TEST_CASE("INT8 weight gradients are as close as the design says", "[gradients][
       {"channel 5 is x60 everywhere", 0.012, 0.2,
        [](at::Tensor& x, at::Tensor&) { x.select(1, 5).mul_(60); }},
       {"token norms of x log-normal, sigma 1", 0.036, 0.4,
-       [](at::Tensor& x, at::Tensor&) { x.mul_(at::randn({x.size(0), 1}).exp_()); }},
+       [](at::Tensor& x, at::Tensor&) { x.mul_(at::randn({x.size(0), 1}, at::kCPU).exp_()); }},
       {"token norms of dy log-normal, sigma 1.5", 0.074, 0.4,
-       [](at::Tensor&, at::Tensor& dy) { dy.mul_(at::randn({dy.size(0), 1}).mul_(1.5).exp_()); }},
+       [](at::Tensor&, at::Tensor& dy) { dy.mul_(at::randn({dy.size(0), 1}, at::kCPU).mul_(1.5).exp_()); }},
   }));
   torch::manual_seed(45);
-  auto x = at::randn({rows, width}), dy = at::randn({rows, width}).mul_(1e-4);
+  // Drawn on the host, so that every device has the same tails.
+  auto x = at::randn({rows, width}, at::kCPU), dy = at::randn({rows, width}, at::kCPU).mul_(1e-4);
   data.change(x, dy);
+  x = x.to(test_device());
+  dy = dy.to(test_device());
   const auto weight = at::randn({width, width}).mul_(0.02).requires_grad_();
   int8_linear(x, weight, {}, {.int8_grad_weight = true}).backward(dy);
   const auto [codes, scales] = ops::quantize_rows(x);

@@ -50,7 +50,7 @@ std::vector<Change> changes() {
       {"an assignment to the member", [](Warm& w) { w.weight() = torch::randn({4, 8}); }},
       {"a raw pointer, then refresh",
        [](Warm& w) {
-         w.weight().data_ptr<float>()[3] = 50;
+         poke(w.weight(), 3, 50);
          te_int8::refresh(*w.model);
        }},
       {".data(), then refresh",
@@ -62,7 +62,7 @@ std::vector<Change> changes() {
        [](Warm& w) {
          w.weight() = torch::randn({4, 8});
          w.forward();
-         w.weight().data_ptr<float>()[3] = 50;
+         poke(w.weight(), 3, 50);
          te_int8::refresh(*w.model);
        }},
       {"backward and SGD",
@@ -205,6 +205,7 @@ TEST_CASE("an activation's codes are found through a reshape", "[guard][codes]")
 }
 
 TEST_CASE("a buffer that is refilled between two calls of a layer is read again", "[guard][codes]") {
+  SKIP_UNLESS_CPU();
   OneLayer model;
   const AutocastGuard guard(model, Mode::QAT);
   const torch::NoGradGuard no_grad;
@@ -336,6 +337,7 @@ TEST_CASE("a weight that is computed anew for each step does not pile up codes",
 }
 
 TEST_CASE("neither the graph nor the scope keeps an activation alive", "[guard][codes]") {
+  SKIP_UNLESS_CPU();
   OneLayer model;
   const AutocastGuard guard(model, Mode::QAT);
   std::vector<float> buffer(40, 1.0F);

@@ -12,7 +12,6 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 #include <torch/torch.h>
@@ -158,7 +157,10 @@ inline int64_t all_calls(const AutocastGuard& guard) {
 /// differ in NDEBUG.)
 class QuantizationCounter {
  public:
-  QuantizationCounter() : mode_((install(), kKey)) { current() = this; }
+  QuantizationCounter() {
+    install();
+    current() = this;
+  }
   ~QuantizationCounter() { current() = nullptr; }
   QuantizationCounter(const QuantizationCounter&) = delete;
   QuantizationCounter& operator=(const QuantizationCounter&) = delete;
@@ -169,8 +171,6 @@ class QuantizationCounter {
   }
 
  private:
-  static constexpr auto kKey = c10::DispatchKey::TESTING_ONLY_GenericMode;
-
   static QuantizationCounter*& current() {
     static thread_local QuantizationCounter* counter = nullptr;
     return counter;
@@ -178,13 +178,11 @@ class QuantizationCounter {
   static void count(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
     const auto& x = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
     if (current() != nullptr) ++current()->counts_[x.const_data_ptr()];
-    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey), stack);
+    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kTestKey), stack);
   }
   static void install() {
-    static torch::Library others(torch::Library::IMPL, "_", kKey, __FILE__, __LINE__);
-    static torch::Library ours(torch::Library::IMPL, "te_int8", kKey, __FILE__, __LINE__);
+    static torch::Library ours(torch::Library::IMPL, "te_int8", kTestKey, __FILE__, __LINE__);
     static const bool once = [] {
-      others.fallback(torch::CppFunction::makeFallthrough());
       ours.impl("quantize_rows", torch::CppFunction::makeFromBoxedFunction<&count>());
       ours.impl("quantize_columns", torch::CppFunction::makeFromBoxedFunction<&count>());
       return true;
@@ -192,24 +190,19 @@ class QuantizationCounter {
     (void)once;
   }
 
-  c10::impl::IncludeDispatchKeyGuard mode_;
+  TestDevice key_;  // opens the key
   std::map<const void*, int> counts_;
 };
 
 /// The number of weights whose codes are held.
 inline std::size_t held_codes() { return te_int8::detail::WeightCodeCache::instance().size(); }
 
-/// bf16 autocast on the CPU, for a block.
-class Bf16Autocast {
- public:
-  Bf16Autocast() { at::autocast::set_autocast_enabled(at::kCPU, true); }
-  ~Bf16Autocast() {
-    at::autocast::set_autocast_enabled(at::kCPU, false);
-    at::autocast::clear_cache();
-  }
-  Bf16Autocast(const Bf16Autocast&) = delete;
-  Bf16Autocast& operator=(const Bf16Autocast&) = delete;
-};
+/// Writes one value past LibTorch's knowledge, as a raw pointer does.
+inline void poke(const Tensor& tensor, int64_t index, float value) {
+  const torch::NoGradGuard no_grad;
+  auto* place = static_cast<float*>(tensor.data_ptr()) + index;
+  torch::from_blob(place, {1}, tensor.options().requires_grad(false)).fill_(value);
+}
 
 /// Runs f as programs run models: "grad", "no grad", "inference" or "autocast" (to bf16).
 template <typename Function>
@@ -233,6 +226,7 @@ template <typename Function>
 void in_thread(Function f) {
   std::exception_ptr error;
   std::thread([&] {
+    const TestDevice same_device;
     try {
       f();
     } catch (...) {

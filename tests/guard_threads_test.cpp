@@ -17,6 +17,7 @@ void in_threads(int count, const std::function<void(int)>& f) {
   std::vector<std::thread> threads;
   for (int i = 0; i < count; ++i) {
     threads.emplace_back([&, i] {
+      const TestDevice same_device;
       try {
         f(i);
       } catch (...) {
@@ -161,6 +162,7 @@ TEST_CASE("an attachment keeps the scope open when it outlives the guard", "[gua
   auto guard = std::make_unique<AutocastGuard>(model, Mode::QAT);
   std::barrier<> both(2);
   std::thread worker([&] {
+    const TestDevice same_device;
     const auto attachment = guard->attach();
     both.arrive_and_wait();
     both.arrive_and_wait();  // the guard is gone

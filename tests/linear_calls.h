@@ -5,10 +5,11 @@
 #include <optional>
 #include <string_view>
 
-#include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 
 #include <te_int8/operators.h>
+
+#include "test_device.h"
 
 namespace te_int8_test {
 
@@ -35,17 +36,5 @@ inline at::Tensor int8_linear_prequantized(
     const Optional& x_scales = {}, OptionalType out_dtype = {}) {
   return te_int8::ops::linear_prequantized(x, codes, scales, bias, x_scales, out_dtype);
 }
-
-/// bf16 autocast on the CPU, for a block.
-class CpuAutocast {
- public:
-  CpuAutocast() { at::autocast::set_autocast_enabled(at::kCPU, true); }
-  ~CpuAutocast() {
-    at::autocast::set_autocast_enabled(at::kCPU, false);
-    at::autocast::clear_cache();
-  }
-  CpuAutocast(const CpuAutocast&) = delete;
-  CpuAutocast& operator=(const CpuAutocast&) = delete;
-};
 
 }  // namespace te_int8_test

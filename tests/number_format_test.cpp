@@ -53,7 +53,7 @@ bool requantized_columns_match(const at::Tensor& codes, const at::Tensor& scales
 }
 
 at::Tensor row_of(const std::vector<double>& values) {
-  return at::tensor(values, at::kDouble).unsqueeze(0);
+  return torch::tensor(values, at::kDouble).to(test_device()).unsqueeze(0);
 }
 
 std::vector<int8_t> codes_of(const at::Tensor& x) {
@@ -185,12 +185,12 @@ TEST_CASE("a row that is not finite gives codes 0 and scale NaN", "[numbers]") {
   const auto [codes, scales] = ops::quantize_rows(x.to(dtype));
   INFO(bad << " as " << dtype);
   CHECK(codes[1].eq(0).all().item<bool>());
-  CHECK(scales.isnan().equal(torch::tensor({false, true, false})));
+  CHECK(scales.isnan().cpu().equal(torch::tensor({false, true, false})));
   CHECK(codes[0].eq(127).all().item<bool>());
 
   const auto [columns, column_scales] = ops::quantize_columns(x.to(dtype));
   CHECK(columns[2].eq(0).all().item<bool>());
-  CHECK(column_scales.isnan().equal(torch::tensor({false, false, true, false})));
+  CHECK(column_scales.isnan().cpu().equal(torch::tensor({false, false, true, false})));
   const auto [all, scale] = ops::quantize_rows(x.to(dtype), "tensor");
   CHECK(all.eq(0).all().item<bool>());
   CHECK(scale.isnan().all().item<bool>());

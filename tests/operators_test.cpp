@@ -154,7 +154,7 @@ TEST_CASE("autocast gives its dtype and quantizes what was not cast", "[operator
   const auto in_float = composed(x, w, bias, at::kFloat);
   const auto from_cast = composed(x, w.to(at::kBFloat16), bias, at::kBFloat16);
   REQUIRE_FALSE(same(expected, from_cast));
-  const CpuAutocast autocast;
+  const Bf16Autocast autocast;
   CHECK(same(int8_linear(x, w, bias), expected));
   CHECK(same(int8_linear_prequantized(x, codes, scales, bias), expected));
   CHECK(same(int8_linear(x, w, bias, {.out_dtype = at::kFloat}), in_float));

@@ -123,7 +123,7 @@ TEST_CASE("sums are exact and float by default under autocast", "[numbers][opera
   torch::manual_seed(26);
   const auto depth = GENERATE(300, 1500);
   const auto a = random_codes(20, depth), b = random_codes(30, depth);
-  const CpuAutocast autocast;
+  const Bf16Autocast autocast;
   CHECK(raw_sums_match(a, b));
   CHECK(ops::scaled_mm(a, b).scalar_type() == at::kFloat);
   CHECK(float_sums_match(a, b));

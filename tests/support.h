@@ -16,6 +16,8 @@
 
 #include <te_int8/operators.h>
 
+#include "test_device.h"
+
 namespace te_int8_test {
 
 // ---- The truth ------------------------------------------------------------------------------------
@@ -67,7 +69,8 @@ inline std::vector<float> transpose(const std::vector<float>& x, int64_t rows, i
 // ---- Tensors to plain values, and comparisons -----------------------------------------------------
 
 template <typename Value, typename Scalar>
-std::vector<Value> read(const at::Tensor& x) {
+std::vector<Value> read(const at::Tensor& tensor) {
+  const auto x = tensor.cpu();
   std::vector<Value> values;
   values.reserve(static_cast<size_t>(x.numel()));
   const auto* data = x.const_data_ptr<Scalar>();
@@ -133,9 +136,12 @@ std::string error_of(Function&& f) {
 /// huge, not finite or full of ties.
 inline at::Tensor random_matrix(
     int64_t rows, int64_t columns, at::ScalarType dtype, bool special = false) {
-  auto x = at::randn({rows, columns}, at::kDouble).mul_(at::randn({rows, 1}, at::kDouble).mul_(2).exp_());
-  if (!special || columns == 0) return x.to(dtype);
-  const auto kinds = at::randint(40, {rows}, at::kLong), places = at::randint(columns, {rows}, at::kLong);
+  const auto host = at::TensorOptions(at::kCPU);  // made there, as single rows are many small operations
+  auto x = at::randn({rows, columns}, host.dtype(at::kDouble))
+               .mul_(at::randn({rows, 1}, host.dtype(at::kDouble)).mul_(2).exp_());
+  if (!special || columns == 0) return x.to(test_device(), dtype);
+  const auto kinds = at::randint(40, {rows}, host.dtype(at::kLong));
+  const auto places = at::randint(columns, {rows}, host.dtype(at::kLong));
   for (int64_t i = 0; i < rows; ++i) {
     const auto kind = kinds.const_data_ptr<int64_t>()[i], any = places.const_data_ptr<int64_t>()[i];
     if (kind >= 10) continue;
@@ -153,7 +159,7 @@ inline at::Tensor random_matrix(
       default: row.fill_(-3);
     }
   }
-  return x.to(dtype);
+  return x.to(test_device(), dtype);
 }
 
 /// How a matrix lies in memory.

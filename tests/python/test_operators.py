@@ -1,7 +1,8 @@
 """The operations seen from Python: opcheck, torch.compile, torch.export, TorchScript, autocast.
 
-TE_INT8_LIBRARY is the path of libte_int8.so. Everything runs on the CPU; torch.compile needs a C++
-compiler and Python's headers. Exit code 77: skipped, torch cannot be imported.
+TE_INT8_LIBRARY is the path of libte_int8.so. Everything runs on the CPU, or on the device that
+TE_INT8_TEST_DEVICE names; there torch.compile needs a C++ compiler and Python's headers. Exit code 77:
+skipped, torch cannot be imported.
 """
 
 import os
@@ -16,6 +17,8 @@ except ImportError as error:
 
 torch.ops.load_library(os.environ["TE_INT8_LIBRARY"])
 te_int8 = torch.ops.te_int8
+DEVICE = torch.device(os.environ.get("TE_INT8_TEST_DEVICE", "cpu"))
+torch.set_default_device(DEVICE)
 
 ALL_CHECKS = (
     "test_schema",
@@ -156,7 +159,7 @@ class Compilers(unittest.TestCase):
     def test_compiled_under_autocast(self):
         compiled = torch.compile(self.model, fullgraph=True)
         x = torch.randn(16, 24)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             y, got = gradients(self.model, compiled, x)
             y_eager, expected = gradients(self.model, self.model, x)
         self.assertEqual(y.dtype, torch.bfloat16)
