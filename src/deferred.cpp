@@ -14,8 +14,8 @@
 #include <torch/torch.h>
 
 #include <te_int8/detail/deferred.h>
-#include <te_int8/detail/operand.h>
 #include <te_int8/detail/stream_stamp.h>
+#include <te_int8/linear_function.h>
 
 namespace te_int8::inline v0::detail {
 namespace {
@@ -35,10 +35,22 @@ class DeferredTensorImpl final : public c10::TensorImpl {
     if (!device.is_cpu()) stream_ = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
   }
 
-  /// Gives the tensor its values with `bias` in them, if that is one of the layer's. Returns whether.
-  bool settle_with(const at::Tensor& bias) { return settle_if(bias); }
-  /// Gives the tensor its values. Any thread may come first; the others wait.
-  void settle() { settle_if({}); }
+  /// Gives the tensor its values, if it has none yet; with `bias` in them where that is one of the
+  /// layer's, and not at all where it is another. Returns whether it did. Any thread may come first, and
+  /// the others wait; but the tensor must not be in use by two threads before, as it changes its keys.
+  bool settle(const at::Tensor& bias = {}) {
+    if (settled_.load(std::memory_order_acquire)) return false;
+    const std::lock_guard lock(mutex_);
+    if (settled_.load(std::memory_order_relaxed)) return false;
+    if (bias.defined() && !is_bias(bias)) return false;
+    const c10::InferenceMode inference_mode(is_inference());
+    const at::NoGradGuard no_grad;
+    compute_values(bias);
+    compute_ = nullptr;
+    biases_.clear();
+    settled_.store(true, std::memory_order_release);
+    return true;
+  }
 
   bool has_storage() const override {
     settle_const();
@@ -75,20 +87,6 @@ class DeferredTensorImpl final : public c10::TensorImpl {
            });
   }
 
-  bool settle_if(const at::Tensor& bias) {
-    if (settled_.load(std::memory_order_acquire)) return false;
-    const std::lock_guard lock(mutex_);
-    if (settled_.load(std::memory_order_relaxed)) return false;
-    if (bias.defined() && !is_bias(bias)) return false;
-    const c10::InferenceMode inference_mode(is_inference());
-    const at::NoGradGuard no_grad;
-    compute_values(bias);
-    compute_ = nullptr;
-    biases_.clear();
-    settled_.store(true, std::memory_order_release);
-    return true;
-  }
-
   /// On the stream where the product was asked for: what its caller enqueues there next may read it.
   void compute_values(const at::Tensor& bias) {
     std::optional<StreamStamp> computed;
@@ -116,7 +114,12 @@ struct AddBias final : torch::autograd::Node {
     torch::autograd::variable_list result(2);
     if (!dy.defined()) return result;
     if (task_should_compute_output(0)) result[0] = dy;
-    if (task_should_compute_output(1)) result[1] = bias_gradient(dy, bias_dtype_);
+    if (task_should_compute_output(1)) {
+      const bool second_order = at::GradMode::is_enabled();
+      const at::NoGradGuard no_grad;
+      result[1] = bias_gradient(dy, bias_dtype_);
+      if (second_order) forbid_second_order(result[1], dy);
+    }
     return result;
   }
   std::string name() const override { return "te_int8::AddBias"; }
@@ -154,7 +157,8 @@ void settle_arguments(
 at::Tensor& add_bias(at::Tensor& self, const at::Tensor& other, const at::Scalar& alpha) {
   settle(other);
   auto* deferred = as_deferred(self);
-  if (deferred == nullptr || !alpha.equal(1) || !deferred->settle_with(other)) {
+  const bool refused = self.requires_grad() && self.is_leaf() && at::GradMode::is_enabled();
+  if (deferred == nullptr || !alpha.equal(1) || refused || !deferred->settle(other)) {
     settle(self);
     return at::_ops::add__Tensor::call(self, other, alpha);
   }

@@ -39,7 +39,8 @@ Tensor linear(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool int8_output,
     bool int8_grad_input, bool int8_grad_weight, std::string_view x_granularity,
     std::string_view weight_granularity, OptionalType out_dtype) {
-  const auto dtype = detail::check_linear(x, weight, bias, out_dtype);
+  const auto dtype = detail::check_linear(
+      x, weight, bias, x_granularity, weight_granularity, out_dtype);
   const auto config = linear_config(
       int8_output, int8_grad_input, int8_grad_weight, x_granularity, weight_granularity);
   return detail::call_linear(x, weight, or_undefined(bias), {.config = config, .out_dtype = dtype});
@@ -105,7 +106,6 @@ Tensor scaled_mm_autograd(
 
 // ---- Autocast: the result has the autocast dtype, the operands are quantized as they are ----
 
-template <at::DeviceType device>
 Tensor linear_autocast(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool int8_output,
     bool int8_grad_input, bool int8_grad_weight, std::string_view x_granularity,
@@ -117,20 +117,17 @@ Tensor linear_autocast(
       weight_granularity, dtype);
 }
 
-template <at::DeviceType device>
 Tensor linear_prequantized_autocast(
     const Tensor& x, const Tensor& codes, const Tensor& scales, const OptionalTensor& bias,
     const OptionalTensor& x_scales, OptionalType out_dtype) {
-  const auto dtype = out_dtype.value_or(
-      x.scalar_type() == at::kDouble ? at::kDouble : at::autocast::get_autocast_dtype(device));
+  const auto dtype = out_dtype.value_or(detail::output_dtype(x));
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   return ops::linear_prequantized(x, codes, scales, bias, x_scales, dtype);
 }
 
-template <at::DeviceType device>
 void register_autocast(torch::Library& library) {
-  library.impl("linear", TORCH_FN(linear_autocast<device>));
-  library.impl("linear_prequantized", TORCH_FN(linear_prequantized_autocast<device>));
+  library.impl("linear", TORCH_FN(linear_autocast));
+  library.impl("linear_prequantized", TORCH_FN(linear_prequantized_autocast));
 }
 
 }  // namespace
@@ -175,9 +172,9 @@ TORCH_LIBRARY_IMPL(te_int8, Autograd, m) {
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized));
 }
 
-TORCH_LIBRARY_IMPL(te_int8, AutocastCPU, m) { register_autocast<at::kCPU>(m); }
-TORCH_LIBRARY_IMPL(te_int8, AutocastCUDA, m) { register_autocast<at::kCUDA>(m); }
-TORCH_LIBRARY_IMPL(te_int8, AutocastXPU, m) { register_autocast<at::kXPU>(m); }
-TORCH_LIBRARY_IMPL(te_int8, AutocastMPS, m) { register_autocast<at::kMPS>(m); }
+TORCH_LIBRARY_IMPL(te_int8, AutocastCPU, m) { register_autocast(m); }
+TORCH_LIBRARY_IMPL(te_int8, AutocastCUDA, m) { register_autocast(m); }
+TORCH_LIBRARY_IMPL(te_int8, AutocastXPU, m) { register_autocast(m); }
+TORCH_LIBRARY_IMPL(te_int8, AutocastMPS, m) { register_autocast(m); }
 
 }  // namespace te_int8::inline v0

@@ -54,8 +54,9 @@ Tensor scaled_mm_meta(
 
 Tensor linear_meta(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool, bool, bool,
-    std::string_view, std::string_view, OptionalType out_dtype) {
-  const auto dtype = detail::check_linear(x, weight, bias, out_dtype);
+    std::string_view x_granularity, std::string_view weight_granularity, OptionalType out_dtype) {
+  const auto dtype = detail::check_linear(
+      x, weight, bias, x_granularity, weight_granularity, out_dtype);
   auto sizes = x.sym_sizes().vec();
   sizes.back() = weight.sym_size(0);
   return at::empty_symint(sizes, x.options().dtype(dtype));

@@ -28,6 +28,10 @@ WeightCodeCache& WeightCodeCache::instance() {
   return *cache;
 }
 
+void forget_codes(const c10::TensorImpl* weight) noexcept {
+  WeightCodeCache::instance().forget(weight);
+}
+
 namespace {
 
 struct LiveScope {
@@ -49,17 +53,30 @@ struct Frame {
   uint64_t epoch;
 };
 
-thread_local std::vector<Frame> frames;
+/// The calling thread's scopes, the innermost last. Usable also while the thread ends: a guard with
+/// static storage duration outlives the thread's own objects.
+std::vector<Frame>& thread_frames() {
+  static thread_local std::vector<Frame>* frames = nullptr;
+  struct Owner {
+    ~Owner() { delete std::exchange(frames, nullptr); }
+  };
+  if (frames == nullptr) {
+    frames = new std::vector<Frame>;
+    static thread_local const Owner owner;
+  }
+  return *frames;
+}
 
 /// Forgets what was closed, perhaps by another thread, and sets the thread's routing key.
 void prune_frames() {
+  auto& frames = thread_frames();
   std::erase_if(frames, [](const Frame& frame) { return !frame.membership->open; });
   c10::impl::tls_set_dispatch_key_included(kRoutingKey, !frames.empty());
 }
 
 void warn_if_routing_was_lost() {
   const bool member = std::ranges::any_of(
-      frames, [](const Frame& frame) { return frame.membership->open.load(); });
+      thread_frames(), [](const Frame& frame) { return frame.membership->open.load(); });
   if (!member || c10::impl::tls_is_dispatch_key_included(kRoutingKey)) return;
   TORCH_WARN(
       "te_int8::AutocastGuard: expected the scope to end inside the block it was opened in, got the "
@@ -69,14 +86,15 @@ void warn_if_routing_was_lost() {
 }
 
 bool in_this_thread(const Scope* scope) {
-  return std::ranges::any_of(
-      frames, [&](const Frame& frame) { return frame.membership->scope.get() == scope; });
+  return std::ranges::any_of(thread_frames(), [&](const Frame& frame) {
+    return frame.membership->scope.get() == scope;
+  });
 }
 
 std::shared_ptr<Membership> add_member(LiveScope& live) {
   auto membership = std::make_shared<Membership>();
   membership->scope = live.scope;
-  frames.push_back({membership, nullptr, 0});
+  thread_frames().push_back({membership, nullptr, 0});
   ++live.members;
   prune_frames();
   return membership;
@@ -132,6 +150,7 @@ std::shared_ptr<Membership> enter_scope(torch::nn::Module& root, Mode mode, cons
 
 std::shared_ptr<Membership> join_scope(const std::shared_ptr<Scope>& scope) {
   const std::lock_guard lock(registry_mutex());
+  keep_routing();
   auto& scopes = live_scopes();
   const auto live = std::ranges::find(scopes, scope, &LiveScope::scope);
   TORCH_INTERNAL_ASSERT(live != scopes.end(), "te_int8: the guard's scope has ended");
@@ -177,69 +196,84 @@ bool records_into(const torch::Tensor& operand, const torch::Tensor& live) {
   return leaf != nullptr && leaf->variable.is_same(live);
 }
 
-/// The rows of the layer's live weight that `weight` is a view of, if it is one.
-std::optional<WeightRows> match(
-    const ScopedLayer& scoped, const torch::Tensor& weight, bool transposed) {
-  const auto& live = scoped.weight();
-  if (!live.defined() || live.dim() != 2 || live.scalar_type() != weight.scalar_type() ||
-      live.storage().unsafeGetStorageImpl() != weight.storage().unsafeGetStorageImpl()) {
+/// The rows of `live` that `operand` is a view of, if it is one.
+std::optional<WeightRows> rows_of(
+    const torch::Tensor& live, const torch::Tensor& operand, bool transposed) {
+  if (!live.defined() || live.dim() != 2 || live.scalar_type() != operand.scalar_type() ||
+      live.is_neg() != operand.is_neg() ||
+      live.storage().unsafeGetStorageImpl() != operand.storage().unsafeGetStorageImpl()) {
     return std::nullopt;
   }
   const int64_t row = transposed ? 1 : 0;
-  const int64_t count = weight.size(row);
-  const int64_t depth = weight.size(1 - row);
+  const int64_t count = operand.size(row);
+  const int64_t depth = operand.size(1 - row);
   const int64_t stride = live.stride(0);
-  const int64_t offset = weight.storage_offset() - live.storage_offset();
+  const int64_t offset = operand.storage_offset() - live.storage_offset();
   const int64_t first = stride > 0 ? offset / stride : 0;
-  if (depth != live.size(1) || (count > 1 && weight.stride(row) != stride) ||
-      (depth > 1 && weight.stride(1 - row) != live.stride(1)) || offset != first * stride ||
+  if (depth != live.size(1) || (count > 1 && operand.stride(row) != stride) ||
+      (depth > 1 && operand.stride(1 - row) != live.stride(1)) || offset != first * stride ||
       first < 0 || first + count > live.size(0)) {
     return std::nullopt;
   }
   // A detached view asks for no gradient of the parameter.
-  const bool same_history = !at::GradMode::is_enabled() || records_into(weight, live);
+  const bool same_history = !at::GradMode::is_enabled() || records_into(operand, live);
   if (count == live.size(0) && same_history) return WeightRows{live, 0};
-  return WeightRows{transposed ? weight.t() : weight, first};
+  return WeightRows{transposed ? operand.t() : operand, first};
 }
 
+/// Several weights may lie in one storage, as aliases or as parts of each other: the one that the
+/// operand was made from comes first, then one that it is the whole of.
 std::optional<Match> match_in(
-    const Scope::Index& index, const torch::Tensor& weight, bool transposed) {
-  const auto found = index.by_storage.find(weight.storage().unsafeGetStorageImpl());
+    const Scope::Index& index, const torch::Tensor& operand, bool transposed) {
+  const auto found = index.by_storage.find(operand.storage().unsafeGetStorageImpl());
   if (found == index.by_storage.end()) return std::nullopt;
-  for (const auto* scoped : found->second) {
-    if (auto part = match(*scoped, weight, transposed)) return Match{scoped, std::move(*part)};
+  const auto& candidates = found->second;
+  const auto* base = candidates.size() > 1 ? base_of(operand) : nullptr;
+  std::optional<Match> best;
+  for (const auto* layers : candidates) {
+    auto part = rows_of(layers->weight(), operand, transposed);
+    if (!part) continue;
+    if (layers->weight().unsafeGetTensorImpl() == base) return Match{layers, std::move(*part)};
+    const bool whole = operand.size(transposed ? 1 : 0) == layers->weight().size(0);
+    if (!best || whole) best = Match{layers, std::move(*part)};
   }
-  return std::nullopt;
+  return best;
 }
 
-std::optional<RoutedLayer> in_int8(std::shared_ptr<Scope> scope, Match match) {
-  if (!match.layer->quantized) return std::nullopt;  // an inner scope keeps it in full precision
-  return RoutedLayer{std::move(scope), std::move(match)};
+std::optional<RoutedLayer> in_int8(RoutedLayer routed) {
+  // An inner scope may keep it in full precision.
+  if (routed.match.layers->quantized() == nullptr) return std::nullopt;
+  return routed;
 }
 
-/// For a thread that has the key but no membership: autograd's, which inherit the key of the thread
-/// that called backward. Any open scope counts, the latest first. Any other thread got the key from a
-/// block that put LibTorch's thread-local state back, and gives it up.
-std::optional<RoutedLayer> find_inherited(const torch::Tensor& weight, bool transposed) {
-  if (torch::autograd::get_current_graph_task_id() == -1) {
-    prune_frames();
-    return std::nullopt;
-  }
+/// A thread that has the key but no membership: autograd's, which inherit the key of the thread that
+/// called backward. Any open scope counts, the latest first. Any other thread got the key from a block
+/// that put LibTorch's thread-local state back, computes in full precision and gives the key up.
+std::optional<RoutedLayer> find_inherited(const torch::Tensor& operand, bool transposed) {
+  const bool in_autograd = torch::autograd::get_current_graph_task_id() != -1;
   const std::lock_guard lock(registry_mutex());
   auto& scopes = live_scopes();
   for (auto live = scopes.rbegin(); live != scopes.rend(); ++live) {
-    if (auto match = match_in(*live->scope->index(), weight, transposed)) {
-      return in_int8(live->scope, std::move(*match));
-    }
+    auto index = live->scope->index();
+    auto match = match_in(*index, operand, transposed);
+    if (!match) continue;
+    if (in_autograd) return in_int8({std::move(*match), live->scope, std::move(index)});
+    TORCH_WARN_ONCE(
+        "te_int8::AutocastGuard: layer '", match->layers->first().layer.names.front(),
+        "' runs in full precision in a thread that has LibTorch's thread-local state of a scope, but "
+        "is not in it; let the thread join by the guard's attach()");
+    break;
   }
+  if (!in_autograd) prune_frames();
   return std::nullopt;
 }
 
 }  // namespace
 
-std::optional<RoutedLayer> find_layer(const torch::Tensor& weight, bool transposed) {
-  if (weight.dim() != 2 || !weight.has_storage()) return std::nullopt;
-  if (frames.empty()) return find_inherited(weight, transposed);
+std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed) {
+  if (operand.dim() != 2 || !operand.has_storage()) return std::nullopt;
+  auto& frames = thread_frames();
+  if (frames.empty()) return find_inherited(operand, transposed);
   if (!std::ranges::all_of(
           frames, [](const Frame& frame) { return frame.membership->open.load(); })) {
     prune_frames();  // another thread has ended a scope of this one: its model is not ours to keep
@@ -251,14 +285,14 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& weight, bool transpos
         frame->index = scope->index();
         frame->epoch = epoch;
       }
-      if (auto match = match_in(*frame->index, weight, transposed)) {
-        return in_int8(nullptr, std::move(*match));
+      if (auto match = match_in(*frame->index, operand, transposed)) {
+        return in_int8({std::move(*match)});
       }
     }
     bool changed = false;
     for (auto& frame : frames) {
-      if (!frame.index->out_of_date_for(weight)) continue;
-      frame.membership->scope->rebuild_index();
+      if (!frame.index->out_of_date_for(operand)) continue;
+      frame.membership->scope->rebuild_index(operand);
       changed = true;
     }
     if (!changed) return std::nullopt;
@@ -276,9 +310,9 @@ void refresh(torch::nn::Module& model) {
     live.scope->forget_activations();
   }
   auto& cache = detail::WeightCodeCache::instance();
-  for (const auto& parameter : model.parameters()) cache.forget(parameter);
+  for (const auto& parameter : model.parameters()) cache.forget(parameter.unsafeGetTensorImpl());
   for (const auto& layer : detail::LayerFinder::find(model).layers) {
-    if (layer.weight().defined()) cache.forget(layer.weight());
+    cache.forget(layer.weight().unsafeGetTensorImpl());
   }
 }
 

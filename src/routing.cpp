@@ -26,29 +26,37 @@ using at::Tensor;
 
 constexpr c10::DispatchKeySet kBelowRouting(c10::DispatchKeySet::FULL_AFTER, kRoutingKey);
 
-/// The layer for x times `weight`, if it is to compute it.
-std::optional<RoutedLayer> layer_for(const Tensor& x, const Tensor& weight, bool transposed) {
-  auto found = find_layer(weight, transposed);
-  if (found && !QuantizedLayer::accepts(x, found->match.layer->weight())) return std::nullopt;
+/// The layer for x times `operand`, if it is to compute it.
+std::optional<RoutedLayer> layer_for(const Tensor& x, const Tensor& operand, bool transposed) {
+  auto found = find_layer(operand, transposed);
+  if (found && !QuantizedLayer::accepts(x, found->match.layers->weight())) return std::nullopt;
   return found;
 }
 
 Tensor call(const RoutedLayer& routed, const Tensor& x, const Tensor& bias) {
-  const auto& [layer, part] = routed.match;
-  return layer->quantized->call(x, layer->weight(), part, bias);
+  const auto& [layers, part] = routed.match;
+  return layers->quantized()->call(x, layers->weight(), part, bias);
 }
 
 /// The biases that may be added to the rows in question: several where the weight is tied.
-std::vector<Tensor> own_biases(const RoutedLayer& routed) {
-  const auto& [layer, part] = routed.match;
+std::vector<Tensor> own_biases(const Match& match) {
   std::vector<Tensor> biases;
-  for (const auto* tied : layer->tied) {
-    const auto& bias = tied->bias();
-    if (!bias.defined() || bias.dim() != 1 || bias.size(0) != layer->weight().size(0)) continue;
-    const auto rows = part.rows.size(0);
-    biases.push_back(rows == bias.size(0) ? bias : bias.narrow(0, part.first, rows));
+  for (const auto* layer : match.layers->layers) {
+    const auto& bias = layer->bias();
+    if (!bias.defined() || bias.dim() != 1 || bias.size(0) != match.layers->weight().size(0)) {
+      continue;
+    }
+    const auto rows = match.part.rows.size(0);
+    biases.push_back(rows == bias.size(0) ? bias : bias.narrow(0, match.part.first, rows));
   }
   return biases;
+}
+
+/// Whether LibTorch would add `added` to x times `columns` columns.
+bool can_be_added(const Tensor& added, const Tensor& x, int64_t columns) {
+  return added.dim() <= 2 && at::is_expandable_to(added.sizes(), {x.size(0), columns}) &&
+         added.device() == x.device() && at::isFloatingType(added.scalar_type()) &&
+         (added.scalar_type() == x.scalar_type() || autocast_dtype(x.device()).has_value());
 }
 
 /// Whether `added` fits the epilogue: one value per column. Anything else is added afterwards.
@@ -61,8 +69,9 @@ Tensor matmul(c10::DispatchKeySet keys, const Tensor& x, const Tensor& other) {
   if (const auto routed = layer_for(x, other, /*transposed=*/true)) {
     if (x.dim() == 2) return call(*routed, x, {});
     // LinearImpl::forward adds the bias of other inputs afterwards.
-    const auto& [layer, part] = routed->match;
-    return layer->quantized->call_before_bias(x, layer->weight(), part, own_biases(*routed));
+    const auto& [layers, part] = routed->match;
+    return layers->quantized()->call_before_bias(
+        x, layers->weight(), part, own_biases(routed->match));
   }
   return at::_ops::matmul::redispatch(keys & kBelowRouting, x, other);
 }
@@ -78,8 +87,9 @@ Tensor addmm(
     c10::DispatchKeySet keys, const Tensor& self, const Tensor& x, const Tensor& other,
     const at::Scalar& beta, const at::Scalar& alpha) {
   const auto routed = x.dim() == 2 ? layer_for(x, other, /*transposed=*/true) : std::nullopt;
-  if (!routed)
+  if (!routed || !can_be_added(self, x, other.size(1))) {
     return at::_ops::addmm::redispatch(keys & kBelowRouting, self, x, other, beta, alpha);
+  }
   if (beta.equal(1) && alpha.equal(1) && is_bias(self, x, other.size(1)))
     return call(*routed, x, self);
   const auto product = call(*routed, x, {});

@@ -75,22 +75,6 @@ Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
   }
 }
 
-void Scope::group_tied() {
-  std::unordered_map<const c10::TensorImpl*, std::vector<const ScopedLayer*>> by_weight;
-  for (const auto& scoped : layers_) {
-    const auto& weight = scoped.layer.weight();
-    if (weight.defined()) by_weight[weight.unsafeGetTensorImpl()].push_back(&scoped);
-  }
-  for (auto& scoped : layers_) {
-    const auto found = by_weight.find(scoped.layer.weight().unsafeGetTensorImpl());
-    if (found != by_weight.end()) {
-      scoped.tied = found->second;
-    } else {
-      scoped.tied = {&scoped};
-    }
-  }
-}
-
 std::string Scope::reason_against(const std::vector<std::string>& names) const {
   if (mode_ == Mode::Off) return "Mode::Off";
   if (matches_any(recipe_.exclude(), names)) return "excluded";
@@ -105,14 +89,16 @@ void Scope::configure(std::vector<Layer> layers) {
     rule_backends.push_back(resolve_backend(rule.backend()));
   layers_.resize(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) layers_[i].layer = std::move(layers[i]);
-  group_tied();
+  // The globs see a tied weight under all of its names.
+  std::unordered_map<const c10::TensorImpl*, std::vector<std::string>> names_of;
+  for (const auto& scoped : layers_) {
+    auto& names = names_of[scoped.layer.weight().unsafeGetTensorImpl()];
+    names.insert(names.end(), scoped.layer.names.begin(), scoped.layer.names.end());
+  }
   for (auto& scoped : layers_) {
-    // A matmul does not tell which of its layers multiplies by a tied weight, so they share one fate:
-    // the globs see a weight under all of its names.
-    std::vector<std::string> names;
-    for (const auto* tied : scoped.tied) {
-      names.insert(names.end(), tied->layer.names.begin(), tied->layer.names.end());
-    }
+    const auto& weight = scoped.layer.weight();
+    const auto& names =
+        weight.defined() ? names_of[weight.unsafeGetTensorImpl()] : scoped.layer.names;
     scoped.reason = reason_against(names);
     if (!scoped.reason.empty() && reason_against(scoped.layer.names).empty()) {
       scoped.reason += ", as another layer with the same weight is";
@@ -134,14 +120,10 @@ void Scope::configure(std::vector<Layer> layers) {
       scoped.reason = "its recipe has three matmuls in full precision";
       continue;
     }
-    scoped.quantized = scoped.tied.front()->quantized;
-    if (!scoped.quantized) {
-      scoped.quantized = std::make_shared<QuantizedLayer>(
-          names.front(), mode_, config, *layer_backend, activations_);
-    }
+    scoped.quantized = std::make_shared<QuantizedLayer>(
+        scoped.layer.names.front(), mode_, config, *layer_backend, activations_);
     if (scoped.layer.replaceable) {
-      scoped.replacement =
-          std::make_shared<QuantizedLinearImpl>(scoped.layer.linear, scoped.quantized);
+      scoped.replacement = std::make_shared<QuantizedLinearImpl>(scoped.layer.linear, OfScope());
     }
   }
 }
@@ -206,25 +188,50 @@ void Scope::restore() noexcept {
   replaced_.clear();
 }
 
+namespace {
+
+/// Whether the tree still shows a scope's layer, or one of a scope inside it.
+bool shown(const ScopedLayer& scoped) {
+  if (!scoped.replacement) return true;
+  return std::ranges::any_of(scoped.layer.slots, [&](const Slot& slot) {
+    const auto children = slot.parent->named_children();
+    const auto* child = children.find(slot.key);
+    const auto* quantized =
+        child == nullptr ? nullptr : dynamic_cast<const QuantizedLinearImpl*>(child->get());
+    return quantized != nullptr ? quantized->original() == scoped.layer.linear
+                                : child != nullptr && *child == scoped.layer.linear;
+  });
+}
+
+}  // namespace
+
 Report Scope::report() const {
   Report report;
+  std::unordered_map<const ScopedLayer*, const TiedLayers*> tied_of;
+  const auto index = this->index();
+  for (const auto& tied : index->tied) {
+    for (const auto* layer : tied.layers) tied_of[layer] = &tied;
+  }
   for (const auto& scoped : layers_) {
     LayerReport line{};
     line.name = scoped.layer.names.front();
     line.type = c10::demangle(typeid(scoped.layer.owner()).name());
-    line.action = scoped.quantized ? "quantized" : "full precision";
+    line.action = "full precision";
     line.reason = scoped.reason;
-    if (scoped.quantized) {
-      const auto& count = scoped.quantized->count();
+    const auto found = tied_of.find(&scoped);
+    const auto* first = found == tied_of.end() ? &scoped : &found->second->first();
+    if (scoped.quantized && found != tied_of.end() && !found->second->quantized()) {
+      line.reason = "was given the weight of a layer in full precision";
+    } else if (scoped.quantized) {
+      line.action = "quantized";
       line.backend = scoped.quantized->backend();
-      const auto* first = scoped.tied.front();
-      if (first == &scoped) {
-        line.calls = count.calls;
-        line.bias_fused =
-            line.calls > 0 && scoped.bias().defined() && count.fused_biases == line.calls;
-      } else {
-        line.reason =
-            "weight tied to '" + first->layer.names.front() + "', where its calls count";
+      line.calls = scoped.quantized->count().calls;
+      line.bias_fused = line.calls > 0 && scoped.bias().defined() &&
+                        scoped.quantized->count().fused_biases == line.calls;
+      if (first != &scoped) {
+        line.reason = "weight tied to '" + first->layer.names.front() + "', where its calls count";
+      } else if (!shown(scoped)) {
+        line.reason = "another module has taken its place inside the scope";
       }
     }
     report.layers.push_back(std::move(line));
@@ -232,7 +239,7 @@ Report Scope::report() const {
   for (const auto& other : others_) {
     report.layers.push_back(
         {.name = other.name,
-         .type = c10::demangle(typeid(*other.module).name()),
+         .type = other.type,
          .action = "full precision",
          .reason = other.reason,
          .backend = "",
@@ -242,20 +249,38 @@ Report Scope::report() const {
   return report;
 }
 
-void Scope::Index::add(const ScopedLayer& scoped) {
-  const auto& weight = scoped.weight();
-  const auto& original = scoped.layer.weight();
-  const auto* impl = weight.unsafeGetTensorImpl();
-  handles_.push_back(
-      {&original, scoped.replacement ? &scoped.replacement->weight : &original, impl});
+Scope::Index::Index(const std::vector<ScopedLayer>& layers, const at::Tensor& operand) {
+  std::unordered_map<const c10::TensorImpl*, std::size_t> group_of;
+  for (const auto& scoped : layers) {
+    const auto& weight = scoped.weight();
+    const auto [group, added] = group_of.try_emplace(weight.unsafeGetTensorImpl(), tied.size());
+    if (added || !weight.defined()) tied.emplace_back();
+    tied[weight.defined() ? group->second : tied.size() - 1].layers.push_back(&scoped);
+    const auto& original = scoped.layer.weight();
+    handles_.push_back(
+        {&original, scoped.replacement ? &scoped.replacement->weight : &original,
+         weight.unsafeGetTensorImpl()});
+  }
+  for (const auto& layers_of_weight : tied) add(layers_of_weight, operand);
+}
+
+void Scope::Index::add(const TiedLayers& layers, const at::Tensor& operand) {
+  const auto& weight = layers.weight();
   impls_.emplace_back(weight.getIntrusivePtr());
   if (!weight.defined() || weight.dim() != 2 || !weight.has_storage()) return;
+  const auto* impl = weight.unsafeGetTensorImpl();
   const auto* storage = weight.storage().unsafeGetStorageImpl();
   storages_.push_back(weight.storage().getWeakStorageImpl());
-  by_storage[storage].push_back(&scoped);
+  by_storage[storage].push_back(&layers);
   storage_of_[impl] = storage;
   // The base stands for the views of a weight that is a view itself.
   if (weight.is_view()) storage_of_[weight._base().unsafeGetTensorImpl()] = storage;
+  const bool viewed = operand.defined() && operand.has_storage() &&
+                      operand.storage().unsafeGetStorageImpl() == storage;
+  const std::size_t expected = viewed ? 2 : 1;
+  if (layers.quantized() != nullptr && weight.storage().use_count() > expected) {
+    WeightCodeCache::instance().mark_shared(weight);
+  }
 }
 
 namespace {
@@ -264,15 +289,14 @@ const c10::StorageImpl* storage_in(const c10::TensorImpl* impl) {
   return impl->unsafe_storage().unsafeGetStorageImpl();
 }
 
-/// What a tensor is a view of, or itself. Autograd knows, but for inference tensors.
+}  // namespace
+
 const c10::TensorImpl* base_of(const at::Tensor& tensor) {
   const auto* view = torch::autograd::impl::get_view_autograd_meta(tensor);
   return view != nullptr && view->has_bw_view()
              ? view->get_backward_view().base_.unsafeGetTensorImpl()
              : tensor.unsafeGetTensorImpl();
 }
-
-}  // namespace
 
 bool Scope::Index::out_of_date_for(const at::Tensor& operand) const {
   if (operand.is_inference()) return assigned() || moved();
@@ -304,13 +328,12 @@ bool Scope::Index::moved() const {
       storage_of_, [](const auto& known) { return storage_in(known.first) != known.second; });
 }
 
-void Scope::rebuild_index() {
+void Scope::rebuild_index(const at::Tensor& operand) {
   const std::lock_guard lock(index_mutex_);
-  auto index = std::make_shared<Index>();
   for (const auto& scoped : layers_) {
     if (scoped.replacement) scoped.replacement->synchronize();
-    index->add(scoped);
   }
+  auto index = std::make_shared<Index>(layers_, operand);
   if (index_) index_->forget_codes_missing_in(*index);
   index_ = std::move(index);
   epoch_.fetch_add(1, std::memory_order_release);

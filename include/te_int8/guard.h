@@ -18,13 +18,15 @@ namespace te_int8::inline v0 {
 /// AutocastGuard::attach(). Neither copied nor moved: it belongs to its thread and its block.
 class Attachment {
  public:
-  explicit Attachment(std::shared_ptr<detail::Membership> membership)
-      : membership_(std::move(membership)) {}
   ~Attachment() { detail::leave_scope(membership_); }
   Attachment(const Attachment&) = delete;
   Attachment& operator=(const Attachment&) = delete;
 
  private:
+  friend class AutocastGuard;
+  explicit Attachment(std::shared_ptr<detail::Membership> membership)
+      : membership_(std::move(membership)) {}
+
   std::shared_ptr<detail::Membership> membership_;
 };
 
@@ -52,6 +54,10 @@ class Attachment {
 /// Scopes nest, and the inner one wins for its subtree. Guards of several threads with the same
 /// model, mode and recipe share one scope that ends with the last of them. Other threads compute in
 /// full precision unless they attach(); autograd's own threads need nothing.
+///
+/// Codes of weights, and of activations that feed several layers, are made once and used again. Writes
+/// that LibTorch does not tell of need refresh(): to a weight or to an input through a raw pointer, and
+/// to a weight through `.data()` without a gradient that a backward has produced.
 ///
 /// A guard that is made inside a c10::InferenceMode block must end inside it: with the block LibTorch
 /// puts the thread's dispatch keys back, the scope's among them. The guard warns where that happened.
@@ -95,7 +101,9 @@ class AutocastGuard {
 };
 
 /// Forgets the codes made of a model's weights, and of activations. Needed only after writes that
-/// nobody can see: through raw pointers, or through `.data()` on a weight that got no gradient since.
+/// LibTorch does not tell of: through raw pointers; through `.data()`, also by torch::optim::SGD, on a
+/// weight that got no gradient from a backward since its codes were made (one that is frozen, or whose
+/// gradient was assigned); through another tensor that was given the weight's storage meanwhile.
 TE_INT8_API void refresh(torch::nn::Module& model);
 
 }  // namespace te_int8::inline v0

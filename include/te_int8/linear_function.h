@@ -83,8 +83,9 @@ inline at::Tensor linear_forward(
   }
   if (!call.x) call.x = Operand::make(x, quantized_form(config.x_granularity));
   if (!call.weight) call.weight = Operand::make(weight, quantized_form(config.weight_granularity));
+  auto y = multiply_codes(*call.x, *call.weight, bias, dtype);
   if (bias.defined() && call.count) ++call.count->fused_biases;
-  return multiply_codes(*call.x, *call.weight, bias, dtype);
+  return y;
 }
 
 /// The forward with the bias left open, see Note [Deferred bias].
@@ -94,8 +95,9 @@ inline at::Tensor deferred_forward(LinearCall& call) {
   auto compute = [x = call.x, weight = call.weight, count = call.count,
                   dtype = call.out_dtype](const at::Tensor& bias) {
     const PlainTensorOps plain;
+    auto y = multiply_codes(*x, *weight, bias, dtype);
     if (bias.defined() && count) ++count->fused_biases;
-    return multiply_codes(*x, *weight, bias, dtype);
+    return y;
   };
   return make_deferred(
       sizes, call.out_dtype, call.x->data().device(), std::move(call.deferred_biases),
@@ -122,7 +124,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     LinearConfig config;
     at::ScalarType x_dtype = at::kFloat;
     std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
-    std::shared_ptr<Operand> cached_weight;  ///< keeps the transposed codes for other backwards
+    std::weak_ptr<Operand> cached_weight;  ///< has the transposed codes for all backwards
     GradientCount gradients;
 
     // Edges of the graph are counted over the inputs that are there.
@@ -209,7 +211,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       const at::Tensor& dy, const Context& context, const at::Tensor& data,
       const at::Tensor& scales) {
     const auto rows = as_rows(dy);
-    auto weight = context.cached_weight;
+    auto weight = context.cached_weight.lock();
     if (!weight) weight = std::make_shared<Operand>(data, scales, context.weight_form());
     at::Tensor dx;
     if (context.config.grad_input == Precision::Int8) {

@@ -19,6 +19,11 @@ namespace detail {
 /// The registered operation te_int8::`name`. Defined in the library, so that a program that uses
 /// nothing else of it is linked with it all the same.
 TE_INT8_API c10::OperatorHandle find(const char* name);
+
+/// A layer without a bias holds an undefined tensor, which the dispatcher would take for one.
+inline std::optional<at::Tensor> present(const std::optional<at::Tensor>& tensor) {
+  return tensor && tensor->defined() ? tensor : std::nullopt;
+}
 }  // namespace detail
 
 /// x [*,K], any floating dtype -> int8 codes [*,K] and fp32 scales [*]; [1] for granularity
@@ -50,7 +55,8 @@ inline at::Tensor scaled_mm(
           const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
           const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
           std::optional<at::ScalarType>)>();
-  return op.call(a, b, a_scales, b_scales, bias, out_dtype);
+  return op.call(
+      a, b, detail::present(a_scales), detail::present(b_scales), detail::present(bias), out_dtype);
 }
 
 /// x [*,K] W [N,K]^T + bias [N] -> [*,N], differentiable by straight-through estimation. The result
@@ -64,7 +70,7 @@ inline at::Tensor linear(
           const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, bool, bool, bool,
           std::string_view, std::string_view, std::optional<at::ScalarType>)>();
   return op.call(
-      x, weight, bias, int8_output, int8_grad_input, int8_grad_weight, x_granularity,
+      x, weight, detail::present(bias), int8_output, int8_grad_input, int8_grad_weight, x_granularity,
       weight_granularity, out_dtype);
 }
 
@@ -79,7 +85,8 @@ inline at::Tensor linear_prequantized(
       detail::find("linear_prequantized").typed<at::Tensor(
           const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
           const std::optional<at::Tensor>&, std::optional<at::ScalarType>)>();
-  return op.call(x, codes, scales, bias, x_scales, out_dtype);
+  return op.call(
+      x, codes, scales, detail::present(bias), detail::present(x_scales), out_dtype);
 }
 
 }  // namespace te_int8::inline v0::ops

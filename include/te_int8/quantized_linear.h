@@ -13,6 +13,10 @@
 
 namespace te_int8::inline v0 {
 
+namespace detail {
+struct OfScope {};
+}  // namespace detail
+
 /// A torch::nn::Linear whose forward multiplies INT8 codes. It shares the parameters of `original`
 /// and reads them there, so `to`, `train`, optimizers and serialization see one layer.
 ///
@@ -23,26 +27,38 @@ namespace te_int8::inline v0 {
 /// ```
 class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
  public:
+  /// Errors: no original; a recipe with globs or rules, which choose layers of a model; a back end
+  /// that is unknown or not usable.
   explicit QuantizedLinearImpl(
       std::shared_ptr<torch::nn::LinearImpl> original, Mode mode = Mode::QAT,
       const Recipe& recipe = {})
-      : QuantizedLinearImpl(
-            std::move(original), std::make_shared<detail::QuantizedLayer>(
-                                     "", mode, detail::LinearConfig(recipe),
-                                     detail::resolve_backend(recipe.backend()), nullptr)) {}
+      : QuantizedLinearImpl(std::move(original), detail::OfScope()) {
+    TORCH_CHECK_VALUE(
+        recipe.include().empty() && recipe.exclude().empty() && recipe.rule_globs().empty(),
+        "te_int8::QuantizedLinear: expected a recipe without include, exclude and rules, which choose "
+        "among the layers of a model, got one with some");
+    belongs_to_scope_ = false;
+    if (mode == Mode::Off) return;
+    layer_ = std::make_shared<detail::QuantizedLayer>(
+        "QuantizedLinear", mode, detail::LinearConfig(recipe),
+        detail::resolve_backend(recipe.backend()), nullptr);
+  }
 
-  QuantizedLinearImpl(
-      std::shared_ptr<torch::nn::LinearImpl> original,
-      std::shared_ptr<detail::QuantizedLayer> layer)
+  /// Stands in a module tree for `original`; its calls are quantized as those of the original are,
+  /// where the calling thread is in the scope.
+  QuantizedLinearImpl(std::shared_ptr<torch::nn::LinearImpl> original, detail::OfScope)
       // Copied, not built from options: that would draw random numbers.
-      : LinearImpl(*original),
+      : LinearImpl(checked(original)),
         original_(std::move(original)),
-        layer_(std::move(layer)),
         entry_weight_(weight),
         entry_bias_(bias) {}
 
   /// x [*, in_features] -> [*, out_features], in the dtype that the original would give.
   torch::Tensor forward(const torch::Tensor& x) {
+    if (layer_ == nullptr) {
+      synchronize();
+      return LinearImpl::forward(x);
+    }
     const auto& w = live_weight();
     TORCH_CHECK(
         detail::QuantizedLayer::accepts(x, w), "te_int8::QuantizedLinear: expected x [*, ",
@@ -51,6 +67,7 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
     return layer_->call(x, w, {w}, live_bias());
   }
 
+  bool belongs_to_scope() const { return belongs_to_scope_; }
   const std::shared_ptr<torch::nn::LinearImpl>& original() const { return original_; }
 
   void train(bool on = true) override {
@@ -89,8 +106,16 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
     entry = here;
   }
 
+  static const torch::nn::LinearImpl& checked(
+      const std::shared_ptr<torch::nn::LinearImpl>& original) {
+    TORCH_CHECK_VALUE(
+        original != nullptr, "te_int8::QuantizedLinear: expected a Linear, got a null pointer");
+    return *original;
+  }
+
   std::shared_ptr<torch::nn::LinearImpl> original_;
-  std::shared_ptr<detail::QuantizedLayer> layer_;
+  std::shared_ptr<detail::QuantizedLayer> layer_;  ///< null where LinearImpl::forward is the forward
+  bool belongs_to_scope_ = true;
   torch::Tensor entry_weight_, entry_bias_;
 };
 

@@ -75,7 +75,8 @@ class Recipe {
   /// Name of a back end (see backends()); "auto" takes TE_INT8_BACKEND from the environment if it
   /// is set, else the first usable one.
   TORCH_ARG(std::string, backend) = "auto";
-  /// Permits "auto" to compute a shape in full precision where INT8 would be slower.
+  /// Permits "auto" to compute a shape in full precision where INT8 would be slower. No back end of
+  /// this version does.
   TORCH_ARG(bool, allow_full_precision) = false;
   /// Globs over qualified layer names; empty means all. `*` does not cross a dot, `**` does, and
   /// the root itself is "". A glob that matches no layer is an error.

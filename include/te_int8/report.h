@@ -20,7 +20,7 @@ struct LayerReport {
   std::string reason;   ///< why it is in full precision, or where the calls of a tied weight count
   std::string backend;  ///< who computes it; empty where not quantized
   bool bias_fused;      ///< has a bias, was called, and each call added it in the matmul's epilogue
-  int64_t calls;        ///< forwards caught so far, of all threads
+  int64_t calls;        ///< matmuls caught so far, of all threads; attention may take several a forward
 };
 
 struct Report {

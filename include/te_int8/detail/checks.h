@@ -15,6 +15,11 @@ namespace te_int8::inline v0::detail {
 inline constexpr int64_t kMaxInt32Depth = 131'071;
 
 inline void check_float(const char* op, const char* name, const at::Tensor& x) {
+  TORCH_CHECK(
+      !x.is_nested(), "te_int8::", op, ": expected ", name, " to be dense, got a nested tensor");
+  TORCH_CHECK(
+      x.layout() == at::kStrided, "te_int8::", op, ": expected ", name, " to be dense, got layout ",
+      x.layout());
   TORCH_CHECK_TYPE(
       at::isFloatingType(x.scalar_type()) && x.element_size() >= 2, "te_int8::", op, ": expected ",
       name, " to be float, double, half or bfloat16, got ", x.scalar_type());
@@ -110,8 +115,11 @@ inline at::ScalarType check_scaled_mm(
 /// Returns the dtype of the result.
 inline at::ScalarType check_linear(
     const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    std::string_view x_granularity, std::string_view weight_granularity,
     std::optional<at::ScalarType> out_dtype) {
   constexpr auto op = "linear";
+  is_per_tensor(op, x_granularity);
+  is_per_tensor(op, weight_granularity);
   check_float(op, "x", x);
   check_float(op, "weight", weight);
   check_dim(op, "weight", weight, 2);

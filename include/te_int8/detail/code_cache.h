@@ -111,65 +111,50 @@ struct OutsideInference {
   PlainTensorOps plain;
 };
 
-/// Notices that a weight may have got a gradient, also from forwards in full precision. A recorded
-/// forward reaches a leaf through its gradient accumulator; one that we keep serves all of them, and a
-/// hook on it counts. Of a frozen weight nothing is kept: another accumulator tells that it was thawed.
+/// Drops the codes of a weight that dies.
+TE_INT8_API void forget_codes(const c10::TensorImpl* weight) noexcept;
+
+/// Notices each gradient that a leaf gets, of whichever forward and in whichever thread: LibTorch has a
+/// place in a leaf for one hook that runs after a gradient was accumulated, and dies with the leaf.
 class GradientWatch {
  public:
   /// Whether `weight` may have got a gradient since the last call.
   bool renewed(const at::Tensor& weight) {
+    if (weight.is_leaf() && !weight.is_inference()) {
+      namespace impl = torch::autograd::impl;
+      const auto* meta = impl::get_autograd_meta(weight);
+      const auto* hook = meta == nullptr ? nullptr : meta->post_acc_grad_hooks_.get();
+      if (hook == nullptr) {
+        impl::set_post_acc_grad_hooks(
+            weight, std::make_unique<Counter>(count_, weight.unsafeGetTensorImpl()));
+        return true;
+      }
+      const auto* ours = dynamic_cast<const Counter*>(hook);
+      if (ours == nullptr) return true;  // somebody else's: what ours would have told has to be assumed
+      if (ours->count != count_) {       // of a cache entry before this one
+        count_ = ours->count;
+        seen_ = *count_;
+        return true;
+      }
+    }
     const auto count = count_->load();
     const bool arrived = count != seen_;
     seen_ = count;
-    const auto now = accumulator_of(weight);
-    const bool other = now.owner_before(last_) || last_.owner_before(now);
-    if (!weight.requires_grad() || !weight.is_leaf() || weight.is_inference()) {
-      release();
-      last_ = now;
-      return arrived || other;
-    }
-    if (accumulator_ && !other) return arrived;
-    adopt(weight);
-    return true;
+    return arrived;
   }
 
-  /// Lets the weight go: an accumulator keeps its leaf alive.
-  void release() { accumulator_.reset(); }
   const GradientCount& count() const { return count_; }
 
  private:
-  struct Counter : torch::autograd::FunctionPostHook {
-    explicit Counter(GradientCount counted) : count(std::move(counted)) {}
-    torch::autograd::variable_list operator()(
-        const torch::autograd::variable_list& outputs,
-        const torch::autograd::variable_list&) override {
-      ++*count;
-      return outputs;
-    }
+  struct TE_INT8_API Counter final : torch::autograd::PostAccumulateGradHook {
+    Counter(GradientCount counted, const c10::TensorImpl* counted_leaf)
+        : count(std::move(counted)), leaf(counted_leaf) {}
+    ~Counter() override { forget_codes(leaf); }
+    void operator()(const torch::autograd::Variable&) override { ++*count; }
     GradientCount count;
+    const c10::TensorImpl* leaf;
   };
 
-  static std::weak_ptr<torch::autograd::Node> accumulator_of(const at::Tensor& weight) {
-    auto* meta = torch::autograd::impl::get_autograd_meta(weight);
-    if (meta == nullptr) return {};
-    const std::lock_guard lock(meta->mutex_);
-    return meta->grad_accumulator_;
-  }
-
-  /// Keeps the accumulator, if no graph from before the scope holds it: such a graph may be running in
-  /// another thread, where a hook must not be added. As long as it lives, the weight counts as renewed.
-  void adopt(const at::Tensor& weight) {
-    release();
-    auto node = torch::autograd::impl::grad_accumulator(weight);
-    last_ = node;
-    constexpr auto kThisCallsOwn = 2;  // `node`, and the view W^T that the layer multiplies by
-    if (node.use_count() > kThisCallsOwn) return;
-    node->add_post_hook(std::make_unique<Counter>(count_));
-    accumulator_ = std::move(node);
-  }
-
-  std::shared_ptr<torch::autograd::Node> accumulator_;
-  std::weak_ptr<torch::autograd::Node> last_;
   GradientCount count_ = std::make_shared<std::atomic<uint64_t>>(0);
   uint64_t seen_ = 0;
 };
@@ -206,15 +191,17 @@ class WeightCodes {
   void drop() {
     const std::lock_guard lock(mutex_);
     forms_.fill(std::nullopt);
-    watch_.release();
+  }
+  /// Others hold the weight's storage and may write to it: the codes are good for one call.
+  void mark_shared() {
+    const std::lock_guard lock(mutex_);
+    shared_ = true;
   }
   bool empty() const {
     const std::lock_guard lock(mutex_);
     return std::ranges::none_of(forms_, [](const auto& form) { return form.has_value(); });
   }
 
-  /// Whether a backward may still come that counts here.
-  bool awaited() const { return watch_.count().use_count() > 1; }
   /// Whether the weight itself is gone.
   bool expired() const { return weight_.expired(); }
   /// Whether the codes may outlive the scope: nobody trains the weight.
@@ -227,16 +214,20 @@ class WeightCodes {
   static bool has_gradient(const at::Tensor& weight) {
     return weight.requires_grad() && weight.is_leaf() && weight.grad().defined();
   }
-  /// A gradient that is there may become a step at any time, and an inference tensor has no version.
-  static bool may_change_unseen(const at::Tensor& weight) {
-    return weight.is_inference() || has_gradient(weight);
+  /// A gradient that is there may become a step at any time, an inference tensor has no version, and
+  /// tensors that share a storage need not share theirs.
+  bool may_change_unseen(const at::Tensor& weight) {
+    constexpr std::size_t kWithoutOthers = 2;  // the weight, and the operand that is a view of it
+    shared_ = shared_ && weight.storage().use_count() > kWithoutOthers;
+    return weight.is_inference() || has_gradient(weight) || shared_;
   }
 
   const c10::weak_intrusive_ptr<c10::TensorImpl> weight_;
   mutable std::mutex mutex_;
   LaidOutState state_;
   GradientWatch watch_;
-  bool trained_ = false, had_gradient_ = false;         ///< when the codes were made
+  bool trained_ = false, had_gradient_ = false;  ///< when the codes were made
+  bool shared_ = false;
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
 };
 
@@ -246,20 +237,12 @@ class WeightCodeCache {
   TE_INT8_API static WeightCodeCache& instance();
 
   WeightCodes::Found get(const at::Tensor& weight, OperandForm form) {
-    std::shared_ptr<WeightCodes> codes;
-    {
-      const std::lock_guard lock(mutex_);
-      auto& entry = codes_[weight.unsafeGetTensorImpl()];
-      const bool added = entry == nullptr;
-      if (added) entry = std::make_shared<WeightCodes>(weight);
-      codes = entry;
-      if (added) std::erase_if(codes_, [](const auto& item) { return item.second->expired(); });
-    }
-    return codes->get(weight, form);  // other weights need not wait for this one
+    return entry_of(weight)->get(weight, form);  // unlocked: other weights need not wait for this one
   }
-  void forget(const at::Tensor& weight) {
+  void mark_shared(const at::Tensor& weight) { entry_of(weight)->mark_shared(); }
+  void forget(const c10::TensorImpl* weight) {
     const std::lock_guard lock(mutex_);
-    const auto found = codes_.find(weight.unsafeGetTensorImpl());
+    const auto found = codes_.find(weight);
     if (found != codes_.end()) found->second->drop();
   }
   /// Drops the codes of a weight that a scope no longer has, unless it is frozen.
@@ -274,8 +257,9 @@ class WeightCodeCache {
     const std::lock_guard lock(mutex_);
     std::erase_if(codes_, [&](const auto& item) {
       const auto& [impl, codes] = item;
-      if (!codes->frozen() && !in_scope(impl)) codes->drop();
-      return codes->expired() || (codes->empty() && !codes->awaited());
+      const bool scoped = in_scope(impl);
+      if (!scoped && !codes->frozen()) codes->drop();
+      return codes->expired() || (codes->empty() && !scoped);
     });
   }
   /// How many weights have codes.
@@ -286,7 +270,17 @@ class WeightCodeCache {
   }
 
  private:
-  mutable std::mutex mutex_;
+  std::shared_ptr<WeightCodes> entry_of(const at::Tensor& weight) {
+    const std::lock_guard lock(mutex_);
+    auto& entry = codes_[weight.unsafeGetTensorImpl()];
+    if (entry) return entry;
+    const auto added = entry = std::make_shared<WeightCodes>(weight);
+    std::erase_if(codes_, [](const auto& item) { return item.second->expired(); });
+    return added;
+  }
+
+  // Recursive, as a weight may die of a look at it here, and forget its codes.
+  mutable std::recursive_mutex mutex_;
   // The entries' weak pointers keep the keys' addresses from being reused.
   std::unordered_map<const c10::TensorImpl*, std::shared_ptr<WeightCodes>> codes_;
 };

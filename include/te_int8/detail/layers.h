@@ -6,8 +6,10 @@
 #include <string>
 #include <typeinfo>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
+#include <c10/util/Type.h>
 #include <torch/nn/module.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/linear.h>
@@ -42,8 +44,7 @@ struct Layer {
 
 /// A module with parameters of its own that no scope quantizes.
 struct OtherModule {
-  std::string name, reason;
-  const torch::nn::Module* module;
+  std::string name, type, reason;
 };
 
 struct ModelLayers {
@@ -77,7 +78,11 @@ class LayerFinder {
       const std::shared_ptr<torch::nn::Module>& child, const std::string& name, const Slot* slot) {
     auto target = child;
     if (const auto* quantized = dynamic_cast<const QuantizedLinearImpl*>(target.get())) {
-      target = quantized->original();  // of an outer scope
+      if (!quantized->belongs_to_scope()) {
+        add_other(name, *target, "quantizes itself, whatever the scope says");
+        return;
+      }
+      target = quantized->original();  // an outer scope is over it
     }
     if (auto linear = std::dynamic_pointer_cast<torch::nn::LinearImpl>(target)) {
       auto& layer = layer_of(target.get());
@@ -91,13 +96,13 @@ class LayerFinder {
         auto& layer = layer_of(target.get());
         layer.attention = attention;
         layer.names.push_back(join(name, "in_proj"));
-      } else if (!visited(target.get())) {
-        found_.others.push_back(
-            {join(name, "in_proj"),
-             "LibTorch's attention asserts with key or value sizes of their own", target.get()});
+      } else {
+        add_other(
+            join(name, "in_proj"), *target,
+            "LibTorch's attention asserts with key or value sizes of their own");
       }
-    } else if (!visited(target.get()) && !target->named_parameters(/*recurse=*/false).is_empty()) {
-      found_.others.push_back({name, "not a Linear and not an attention projection", target.get()});
+    } else if (!target->named_parameters(/*recurse=*/false).is_empty()) {
+      add_other(name, *target, "not a Linear and not an attention projection");
     }
     for (const auto& item : target->named_children()) {
       if (item.value() == nullptr) continue;
@@ -117,10 +122,14 @@ class LayerFinder {
     if (added) found_.layers.emplace_back();
     return found_.layers[it->second];
   }
-  bool visited(const torch::nn::Module* module) { return !others_.try_emplace(module, 0).second; }
+  void add_other(const std::string& name, const torch::nn::Module& other, const char* reason) {
+    if (!others_.insert(&other).second) return;
+    found_.others.push_back({name, c10::demangle(typeid(other).name()), reason});
+  }
 
   ModelLayers found_;
-  std::unordered_map<const torch::nn::Module*, std::size_t> index_, others_;
+  std::unordered_map<const torch::nn::Module*, std::size_t> index_;
+  std::unordered_set<const torch::nn::Module*> others_;
 };
 
 }  // namespace te_int8::inline v0::detail

@@ -93,7 +93,6 @@ class Operand {
 
   const at::Tensor& data() const { return data_; }
   const at::Tensor& scales() const { return scales_; }
-  OperandForm form() const { return form_; }
 
   at::Tensor matrix() const { return as_rows(data_); }
 

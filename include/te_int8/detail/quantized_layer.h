@@ -55,11 +55,12 @@ class QuantizedLayer {
 
   /// Whether x [*,K] can meet this weight [N,K]; where not, LibTorch's own error is the better one.
   static bool accepts(const at::Tensor& x, const at::Tensor& weight) {
+    if (x.is_nested() || x.layout() != at::kStrided) return false;
     const auto x_type = x.scalar_type();
     const auto weight_type = weight.scalar_type();
     const bool cast = x_type != at::kDouble && weight_type != at::kDouble &&
                       autocast_dtype(x.device()).has_value();
-    return x.layout() == at::kStrided && x.dim() >= 1 && x.size(-1) == weight.size(1) &&
+    return x.dim() >= 1 && x.size(-1) == weight.size(1) &&
            at::isFloatingType(x_type) && x.device() == weight.device() &&
            (x_type == weight_type || cast);
   }
@@ -85,8 +86,11 @@ class QuantizedLayer {
       std::vector<at::Tensor> deferred_biases) {
     check_mode(x, part.rows, bias);
     for (const auto& deferred : deferred_biases) check_mode(x, part.rows, deferred);
-    ++count_->calls;
-    if (config_.quantizes_nothing()) return full_precision(x, part.rows, bias);
+    if (config_.quantizes_nothing()) {
+      auto y = full_precision(x, part.rows, bias);
+      ++count_->calls;
+      return y;
+    }
 
     LinearCall call{.config = config_, .out_dtype = output_dtype(x), .count = count_};
     {
@@ -101,7 +105,9 @@ class QuantizedLayer {
       }
     }
     call.deferred_biases = std::move(deferred_biases);
-    return call_linear(x, part.rows, bias, std::move(call));
+    auto y = call_linear(x, part.rows, bias, std::move(call));
+    ++count_->calls;
+    return y;
   }
 
   /// Mode::Inference records no graph, so nothing may ask for one.

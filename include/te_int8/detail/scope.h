@@ -3,6 +3,7 @@
 // tells which layer a matmul's weight belongs to.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -24,9 +25,8 @@ namespace te_int8::inline v0::detail {
 struct ScopedLayer {
   Layer layer;
   std::string reason;                                ///< why it is in full precision, or empty
-  std::shared_ptr<QuantizedLayer> quantized;         ///< null in full precision; one for tied weights
+  std::shared_ptr<QuantizedLayer> quantized;         ///< null in full precision
   std::shared_ptr<QuantizedLinearImpl> replacement;  ///< in the tree; null where only routed
-  std::vector<const ScopedLayer*> tied;              ///< all with this weight, this one among them
 
   const torch::Tensor& weight() const {
     return replacement ? replacement->live_weight() : layer.weight();
@@ -36,9 +36,25 @@ struct ScopedLayer {
   }
 };
 
-/// The rows of a layer's weight that an operation was given.
+/// The layers that have one weight, in the tree's order. A matmul does not tell which of them it
+/// belongs to, so they share one fate: the first computes and counts, unless one of them is in full
+/// precision.
+struct TiedLayers {
+  std::vector<const ScopedLayer*> layers;
+
+  const ScopedLayer& first() const { return *layers.front(); }
+  const at::Tensor& weight() const { return first().weight(); }
+  /// Null in full precision.
+  QuantizedLayer* quantized() const {
+    const bool all = std::ranges::all_of(
+        layers, [](const ScopedLayer* layer) { return layer->quantized != nullptr; });
+    return all ? first().quantized.get() : nullptr;
+  }
+};
+
+/// The rows of a weight that an operation was given.
 struct Match {
-  const ScopedLayer* layer;
+  const TiedLayers* layers;
   WeightRows part;
 };
 
@@ -65,9 +81,11 @@ class Scope {
   /// The layers by the storage of their weight, as of some moment. `.to`, `load` and assignments
   /// make it out of date.
   struct Index {
-    ska::flat_hash_map<const c10::StorageImpl*, std::vector<const ScopedLayer*>> by_storage;
+    ska::flat_hash_map<const c10::StorageImpl*, std::vector<const TiedLayers*>> by_storage;
+    std::vector<TiedLayers> tied;
 
-    void add(const ScopedLayer& scoped);
+    /// `operand`, if any, is a view that is in use and no sign that others share its storage.
+    Index(const std::vector<ScopedLayer>& layers, const at::Tensor& operand);
     /// Whether a weight that `operand`, which was not found, may be a view of has changed.
     bool out_of_date_for(const at::Tensor& operand) const;
     void forget_codes_missing_in(const Index& later) const;
@@ -78,6 +96,7 @@ class Scope {
       const at::Tensor *original, *replacement;  ///< the same where the tree has no replacement
       const c10::TensorImpl* weight;
     };
+    void add(const TiedLayers& layers, const at::Tensor& operand);
     bool assigned() const;
     bool moved() const;
 
@@ -89,14 +108,14 @@ class Scope {
   };
   std::shared_ptr<const Index> index() const;
   uint64_t index_epoch() const { return epoch_.load(std::memory_order_acquire); }
-  void rebuild_index();
+  /// Makes the index anew, for an operand that was not found in it.
+  void rebuild_index(const at::Tensor& operand = {});
   /// Forgets the codes of activations.
   void forget_activations() { activations_->clear(); }
   bool covers(const c10::TensorImpl* weight) const;
 
  private:
   void configure(std::vector<Layer> layers);
-  void group_tied();
   std::string reason_against(const std::vector<std::string>& names) const;
 
   std::shared_ptr<torch::nn::Module> root_;
@@ -129,12 +148,17 @@ TE_INT8_API void keep_routing();
 /// Ends a membership, from whichever thread. The last one restores the model.
 TE_INT8_API void leave_scope(const std::shared_ptr<Membership>& membership) noexcept;
 
+/// What a tensor is a view of, or itself. Autograd knows, but for inference tensors.
+const c10::TensorImpl* base_of(const torch::Tensor& tensor);
+
 /// The layer, if any, that computes in INT8 on the calling thread when an operation is given
-/// `weight`: W^T where `transposed`, else W. Fast; called for every matmul of a thread in a scope.
+/// `operand`: W^T where `transposed`, else W. Fast; called for every matmul of a thread in a scope.
 struct RoutedLayer {
-  std::shared_ptr<Scope> scope;  ///< kept alive for a thread that has no membership of its own
   Match match;
+  // Kept alive for a thread that has no membership of its own.
+  std::shared_ptr<Scope> scope = nullptr;
+  std::shared_ptr<const Scope::Index> index = nullptr;
 };
-std::optional<RoutedLayer> find_layer(const torch::Tensor& weight, bool transposed);
+std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed);
 
 }  // namespace te_int8::inline v0::detail
