@@ -279,17 +279,20 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
     prune_frames();  // another thread has ended a scope of this one: its model is not ours to keep
   }
   for (;;) {
-    for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
+    bool changed = false;
+    for (auto frame = frames.rbegin(); frame != frames.rend() && !changed; ++frame) {
       const auto& scope = frame->membership->scope;
       if (const auto epoch = scope->index_epoch(); frame->epoch != epoch) {
         frame->index = scope->index();
         frame->epoch = epoch;
       }
-      if (auto match = match_in(*frame->index, operand, transposed)) {
-        return in_int8({std::move(*match)});
-      }
+      auto match = match_in(*frame->index, operand, transposed);
+      if (!match) continue;
+      changed = frame->index->full_precision_assigned();
+      if (!changed) return in_int8({std::move(*match)});
+      scope->rebuild_index(operand);
     }
-    bool changed = false;
+    if (changed) continue;
     for (auto& frame : frames) {
       if (!frame.index->out_of_date_for(operand)) continue;
       frame.membership->scope->rebuild_index(operand);

@@ -122,7 +122,7 @@ void Scope::configure(std::vector<Layer> layers) {
     }
     scoped.quantized = std::make_shared<QuantizedLayer>(
         scoped.layer.names.front(), mode_, config, *layer_backend, activations_);
-    if (scoped.layer.replaceable) {
+    if (scoped.layer.replaceable && !scoped.layer.slots.empty()) {
       scoped.replacement = std::make_shared<QuantizedLinearImpl>(scoped.layer.linear, OfScope());
     }
   }
@@ -260,6 +260,7 @@ Scope::Index::Index(const std::vector<ScopedLayer>& layers, const at::Tensor& op
     handles_.push_back(
         {&original, scoped.replacement ? &scoped.replacement->weight : &original,
          weight.unsafeGetTensorImpl()});
+    if (!scoped.quantized) std::swap(handles_.back(), handles_[full_precision_++]);
   }
   for (const auto& layers_of_weight : tied) add(layers_of_weight, operand);
 }
@@ -299,17 +300,17 @@ const c10::TensorImpl* base_of(const at::Tensor& tensor) {
 }
 
 bool Scope::Index::out_of_date_for(const at::Tensor& operand) const {
-  if (operand.is_inference()) return assigned() || moved();
+  if (operand.is_inference()) return assigned(handles_) || moved();
   const auto* base = base_of(operand);
   const auto known = storage_of_.find(base);
   if (known != storage_of_.end() && known->second != storage_in(base)) return true;
-  return assigned();
+  return assigned(handles_);
 }
 
 /// A scan of all layers at every matmul that is not theirs: no branches, so that loads overlap.
-bool Scope::Index::assigned() const {
+bool Scope::Index::assigned(std::span<const Handles> handles) {
   std::uintptr_t difference = 0;
-  for (const auto& [original, replacement, weight] : handles_) {
+  for (const auto& [original, replacement, weight] : handles) {
     const auto known = reinterpret_cast<std::uintptr_t>(weight);
     difference |= reinterpret_cast<std::uintptr_t>(original->unsafeGetTensorImpl()) ^ known;
     difference |= reinterpret_cast<std::uintptr_t>(replacement->unsafeGetTensorImpl()) ^ known;

@@ -99,6 +99,24 @@ TEST_CASE("after the scope only what backward needs is left", "[gradients][memor
   CHECK_FALSE(layer->weight.grad().defined());
 }
 
+TEST_CASE("a loss that is kept after its backward keeps no codes", "[gradients][memory][guard]") {
+  SKIP_UNLESS_CPU();
+  torch::manual_seed(61);
+  torch::nn::Linear layer(kDepth, kColumns);
+  for (const auto& shape : {std::vector<int64_t>{kRows, kDepth}, {4, kRows / 4, kDepth}}) {
+    const auto x = trained(at::randn(shape));
+    CHECK(bytes_saved([&] {
+      at::Tensor loss;
+      {
+        const te_int8::AutocastGuard guard(layer, te_int8::Mode::QAT, te_int8::Recipe::int8_training());
+        loss = layer->forward(x).sum();
+      }
+      loss.backward();
+      return loss;
+    }) == 0);
+  }
+}
+
 TEST_CASE("neither x nor the weight is kept as floats", "[gradients][memory]") {
   SKIP_UNLESS_CPU();
   torch::manual_seed(53);

@@ -260,3 +260,29 @@ TEST_CASE("the report tells a fused bias from a separate one", "[guard][bias]") 
   CHECK_FALSE(line_of(guard.report(), "fc").bias_fused);
   CHECK(calls_of(guard, "fc") == 3);
 }
+
+TEST_CASE("a leaf that requires a gradient is not written in place, as without a scope", "[guard][bias]") {
+  OneLayer model;
+  model->fc->weight.set_requires_grad(false);
+  const auto x = torch::randn({2, 3, 8});
+  const auto add = [&](const Tensor& added) {
+    auto y = product(model, x).requires_grad_();
+    return error_of([&] { y.add_(added); });
+  };
+  const auto other = torch::randn({4});
+  const auto plain = add(model->fc->bias), plain_other = add(other);
+  CHECK(plain != "");
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(add(model->fc->bias) == plain);
+  CHECK(add(other) == plain_other);
+}
+
+TEST_CASE("a second derivative raises for the bias of 2-D and 3-D inputs", "[guard][bias]") {
+  OneLayer model;
+  const auto x = GENERATE(torch::randn({3, 8}), torch::randn({2, 3, 8})).set_requires_grad(true);
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto gradients =
+      torch::autograd::grad({model(x).pow(2).sum()}, {model->fc->bias}, {}, true, /*create_graph=*/true);
+  const auto message = error_of([&] { gradients[0].pow(2).sum().backward(); });
+  CHECK(message.find("expected a first-order backward") != std::string::npos);
+}

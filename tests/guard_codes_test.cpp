@@ -347,3 +347,71 @@ TEST_CASE("neither the graph nor the scope keeps an activation alive", "[guard][
   y.sum().backward();
   CHECK(model->fc->weight.grad().defined());
 }
+
+TEST_CASE("a model whose weight was frozen inside goes when its owner lets it go", "[guard][codes]") {
+  c10::weak_intrusive_ptr<c10::TensorImpl> weight(torch::randn({1}).getIntrusivePtr());
+  const auto before = held_codes();
+  {
+    OneLayer model;
+    weight = c10::weak_intrusive_ptr<c10::TensorImpl>(model->fc->weight.getIntrusivePtr());
+    const AutocastGuard guard(model, Mode::QAT);
+    model->forward(torch::randn({5, 8})).sum().backward();
+    model->fc->weight.set_requires_grad(false);
+  }
+  CHECK(weight.expired());
+  CHECK(held_codes() == before);
+}
+
+TEST_CASE("a QuantizedLinear by itself leaves nothing behind", "[guard][codes]") {
+  const auto before = held_codes();
+  for (int i = 0; i < 3; ++i) {
+    nn::Linear linear(8, 4);
+    te_int8::QuantizedLinear layer(linear.ptr());
+    layer(torch::randn({5, 8}));
+    CHECK(held_codes() == before + 1);
+  }
+  CHECK(held_codes() == before);
+}
+
+TEST_CASE("a weight may get data of another shape after it has had a gradient", "[guard][codes]") {
+  nn::Linear layer(nn::LinearOptions(8, 4).bias(false));
+  const auto x = torch::randn({5, 8});
+  const AutocastGuard guard(layer, Mode::QAT);
+  layer(x).sum().backward();
+  layer->zero_grad();
+  layer->weight.set_data(torch::randn({6, 8}));
+  const auto y = layer(x);
+  CHECK(same(y.detach(), int8_result(*layer, x)));
+  y.sum().backward();
+  CHECK(layer->weight.grad().sizes() == at::IntArrayRef({6, 8}));
+}
+
+TEST_CASE("scopes leave a weight's gradient accumulator as it is", "[guard][codes]") {
+  OneLayer model;
+  const auto accumulator = torch::autograd::impl::grad_accumulator(model->fc->weight);
+  for (int i = 0; i < 3; ++i) {
+    const AutocastGuard guard(model, Mode::QAT);
+    model->forward(torch::randn({5, 8}));
+  }
+  CHECK(accumulator->post_hooks().empty());
+  CHECK(accumulator->tensor_pre_hooks().empty());
+}
+
+TEST_CASE("a hook of the user's on gradients stays, and steps are seen beside it", "[guard][codes]") {
+  struct Hook final : torch::autograd::PostAccumulateGradHook {
+    explicit Hook(int* counted) : calls(counted) {}
+    void operator()(const Tensor&) override { ++*calls; }
+    int* calls;
+  };
+  Warm w;
+  int calls = 0;
+  torch::autograd::impl::set_post_acc_grad_hooks(w.weight(), std::make_unique<Hook>(&calls));
+  const AutocastGuard guard(w.model, Mode::QAT);
+  for (int i = 0; i < 3; ++i) {
+    w.backward();
+    w.sgd.step();
+    w.sgd.zero_grad();
+    CHECK(w.fresh());
+  }
+  CHECK(calls == 3);
+}

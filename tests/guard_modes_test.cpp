@@ -162,3 +162,46 @@ TEST_CASE("the layer in the tree computes when it is called itself", "[guard][mo
   CHECK(calls_of(guard, "fc") == 2);
   CHECK(layer->original() == model->fc.ptr());
 }
+
+TEST_CASE("a QuantizedLinear refuses what it cannot do", "[guard][modes]") {
+  CHECK(error_of([] { te_int8::QuantizedLinear(std::shared_ptr<nn::LinearImpl>()); })
+            .find("te_int8::QuantizedLinear: expected a Linear, got a null pointer") == 0);
+  nn::Linear linear(8, 4);
+  CHECK(error_of([&] { te_int8::QuantizedLinear(linear.ptr(), Mode::QAT, Recipe().exclude({"a"})); })
+            .find("te_int8::QuantizedLinear: expected a recipe without include") == 0);
+}
+
+TEST_CASE("a QuantizedLinear in Mode::Off is full precision", "[guard][modes]") {
+  nn::Linear linear(8, 4);
+  te_int8::QuantizedLinear layer(linear.ptr(), Mode::Off);
+  const auto x = torch::randn({3, 8});
+  CHECK(same(layer(x), linear(x)));
+}
+
+TEST_CASE("a QuantizedLinear of the user's own is listed and left alone", "[guard][modes]") {
+  nn::Linear linear(8, 4);
+  te_int8::QuantizedLinear own(linear.ptr());
+  nn::Sequential model(own, nn::Linear(4, 4));
+  const auto x = torch::randn({3, 8});
+  for (const auto mode : {Mode::QAT, Mode::Off}) {
+    const AutocastGuard guard(model, mode);
+    CHECK(model->named_children()["0"] == own.ptr());
+    CHECK(line_of(guard.report(), "0").reason == "quantizes itself, whatever the scope says");
+    CHECK(same(own(x).detach(), int8_result(*linear, x)));
+  }
+}
+
+TEST_CASE("the layer in the tree is full precision for other threads and after the scope", "[guard][modes]") {
+  OneLayer model;
+  const auto x = torch::randn({2, 3, 8});
+  const auto plain = model(x);
+  std::shared_ptr<nn::LinearImpl> layer;
+  {
+    const AutocastGuard guard(model, Mode::QAT);
+    layer = std::dynamic_pointer_cast<te_int8::QuantizedLinearImpl>(model->named_children()["fc"]);
+    in_thread([&] {
+      CHECK(same(std::static_pointer_cast<te_int8::QuantizedLinearImpl>(layer)->forward(x), plain));
+    });
+  }
+  CHECK(same(std::static_pointer_cast<te_int8::QuantizedLinearImpl>(layer)->forward(x), plain));
+}

@@ -115,6 +115,9 @@ TEST_CASE("globs: '*' and '?' stop at a dot, '**' does not", "[guard][recipe]") 
   CHECK_FALSE(glob_matches("a?b", "a.b"));
   CHECK_FALSE(glob_matches("fc", "fc1"));
   CHECK_FALSE(glob_matches("FC", "fc"));
+  std::string stars;
+  for (int i = 0; i < 40; ++i) stars += "*a**";
+  CHECK_FALSE(glob_matches(stars + "b", std::string(200, 'a')));  // would never end by trying all splits
 }
 
 TEST_CASE("include and exclude select layers by name, and exclude wins", "[guard][recipe]") {

@@ -228,3 +228,36 @@ TEST_CASE("LibTorch's own error tells of a call that cannot be", "[guard][routin
   CHECK(error_of([&] { model(x); }) == plain);
   CHECK(all_calls(guard) == 0);
 }
+
+TEST_CASE("operands that LibTorch refuses to add get LibTorch's error", "[guard][routing]") {
+  OneLayer model;
+  const auto x = torch::randn({3, 8});
+  const auto bias = GENERATE(torch::randn({2, 3, 4}), torch::randn({5}), torch::ones({4}, torch::kInt));
+  const auto add = [&] { torch::addmm(bias, x, model->fc->weight.t()); };
+  const auto plain = error_of(add);
+  CHECK(plain != "");
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(error_of(add) == plain);
+  CHECK(all_calls(guard) == 0);
+}
+
+TEST_CASE("a call that fails does not count", "[guard][routing]") {
+  OneLayer model;
+  const AutocastGuard guard(model, Mode::Inference);
+  CHECK(error_of([&] { model(torch::randn({3, 8})); }) != "");
+  CHECK(all_calls(guard) == 0);
+}
+
+TEST_CASE("sparse inputs go to LibTorch, and so do nested ones, which come back as their rows", "[guard][routing]") {
+  OneLayer model;
+  const torch::NoGradGuard no_grad;
+  const auto run = [&](const Tensor& x) { return torch::linear(x, model->fc->weight, model->fc->bias); };
+  const auto sparse = torch::randn({3, 8}).to_sparse();
+  const auto nested = at::_nested_tensor_from_tensor_list({torch::randn({2, 8}), torch::randn({3, 8})});
+  const auto plain_sparse = run(sparse);
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(same(run(sparse), plain_sparse));
+  CHECK(all_calls(guard) == 0);
+  CHECK(same(run(nested).unbind()[1], int8_result(*model->fc, nested.unbind()[1])));
+  CHECK(calls_of(guard, "fc") == 1);
+}

@@ -1,5 +1,7 @@
 // The life of a scope: how it ends, how scopes nest, and what happens when they end in another order,
 // in another thread or by an exception.
+#include <cstdlib>
+#include <filesystem>
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
@@ -234,4 +236,28 @@ TEST_CASE("a scope keeps its model alive, and lets it go", "[guard][scopes]") {
     CHECK_FALSE(watched.expired());
   }
   CHECK(watched.expired());
+}
+
+TEST_CASE("child: a guard with static storage duration", "[.][static_guard_child]") {
+  static auto* model = new Mlp;
+  static const AutocastGuard guard(*model, Mode::QAT);
+  (*model)(torch::randn({3, 16}));
+  CHECK(all_calls(guard) == 3);
+}
+
+TEST_CASE("a guard may live until the process ends", "[guard][scopes]") {
+  const auto self = std::filesystem::read_symlink("/proc/self/exe").string();
+  CHECK(std::system(("'" + self + "' '[static_guard_child]' > /dev/null").c_str()) == 0);
+}
+
+TEST_CASE("the report lists modules that were replaced meanwhile as they were", "[guard][scopes]") {
+  nn::Sequential model(nn::Linear(8, 8), nn::LayerNorm(nn::LayerNormOptions({8})), nn::Linear(8, 4));
+  const AutocastGuard guard(model, Mode::QAT);
+  const auto before = guard.report();
+  model->replace_module("1", std::make_shared<nn::IdentityImpl>());
+  model->replace_module("2", std::make_shared<nn::IdentityImpl>());
+  CHECK(line_of(guard.report(), "1").type == line_of(before, "1").type);
+  CHECK(line_of(before, "2").reason.empty());
+  CHECK(line_of(guard.report(), "2").reason == "another module has taken its place inside the scope");
+  CHECK(line_of(guard.report(), "0").reason.empty());
 }

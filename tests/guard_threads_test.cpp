@@ -2,7 +2,9 @@
 #include <atomic>
 #include <barrier>
 #include <functional>
+#include <future>
 
+#include <ATen/Parallel.h>
 #include <ATen/ThreadLocalState.h>
 
 #include "guard_support.h"
@@ -293,4 +295,19 @@ TEST_CASE("a thread that inherits LibTorch's state but no scope computes in full
     const auto attachment = guard.attach();
     CHECK(same(plain_result(model, x), expected));
   });
+}
+
+TEST_CASE("a task of LibTorch's thread pool is no part of the scope", "[guard][threads]") {
+  Mlp model;
+  const auto x = torch::randn({3, 16});
+  const auto plain = plain_result(model, x), expected = quantized_result(model, x);
+  const AutocastGuard guard(model, Mode::QAT);
+  std::promise<Tensor> result;
+  at::launch([&] {
+    const TestDevice same_device;
+    result.set_value(plain_result(model, x));
+  });
+  CHECK(same(result.get_future().get(), plain));
+  CHECK(all_calls(guard) == 0);
+  CHECK(same(plain_result(model, x), expected));
 }

@@ -202,6 +202,7 @@ TEST_CASE("the root may be a Linear, and lie on the stack", "[guard][tree]") {
     const AutocastGuard guard(model, Mode::QAT);
     CHECK(same(model(x).detach(), int8_result(*model, x)));
     CHECK(calls_of(guard, "") == 1);
+    CHECK(line_of(guard.report(), "").reason.empty());
   }
   SECTION("a Linear on the stack") {
     nn::LinearImpl model(8, 4);

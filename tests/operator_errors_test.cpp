@@ -51,6 +51,9 @@ TEST_CASE("the quantizing operations refuse what they cannot quantize", "[operat
     {"x to be float", "ComplexFloat", [&] { ops::quantize_rows(on.floats({2, 3}, at::kComplexFloat)); }},
     {"x with at least 1 dimension", "a scalar", [&] { ops::quantize_rows(on.floats({})); }},
     {"granularity \"row\" or \"tensor\"", "\"group\"", [&] { ops::quantize_rows(on.floats({2, 3}), "group"); }},
+    {"x to be dense", "layout Sparse", [&] {
+       ops::quantize_rows(at::sparse_coo_tensor({2, 3}, at::dtype(at::kFloat).device(at::kCPU)));
+     }},
   });
   check_refusals("quantize_columns", {
     {"x to be float", "Long", [&] { ops::quantize_columns(on.floats({2, 3}, at::kLong)); }},

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -88,6 +89,10 @@ class Scope {
     Index(const std::vector<ScopedLayer>& layers, const at::Tensor& operand);
     /// Whether a weight that `operand`, which was not found, may be a view of has changed.
     bool out_of_date_for(const at::Tensor& operand) const;
+    /// Whether a layer in full precision was given another weight, perhaps a quantized layer's.
+    bool full_precision_assigned() const {
+      return assigned({handles_.data(), full_precision_});
+    }
     void forget_codes_missing_in(const Index& later) const;
 
    private:
@@ -97,10 +102,11 @@ class Scope {
       const c10::TensorImpl* weight;
     };
     void add(const TiedLayers& layers, const at::Tensor& operand);
-    bool assigned() const;
+    static bool assigned(std::span<const Handles> handles);
     bool moved() const;
 
     std::vector<Handles> handles_;
+    std::size_t full_precision_ = 0;  ///< the first of handles_: those of layers in full precision
     ska::flat_hash_map<const c10::TensorImpl*, const c10::StorageImpl*> storage_of_;
     // Pinned, so that an address cannot come back as something else.
     std::vector<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> impls_;
