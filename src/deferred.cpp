@@ -156,6 +156,7 @@ void settle_arguments(
 
 at::Tensor& add_bias(at::Tensor& self, const at::Tensor& other, const at::Scalar& alpha) {
   settle(other);
+  forbid_forward_mode(other);
   auto* deferred = as_deferred(self);
   const bool refused = self.requires_grad() && self.is_leaf() && at::GradMode::is_enabled();
   if (deferred == nullptr || !alpha.equal(1) || refused || !deferred->settle(other)) {

@@ -3,6 +3,7 @@
 #include "registry.h"
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -101,9 +102,10 @@ std::shared_ptr<Membership> add_member(LiveScope& live) {
 }
 
 void forget_codes_outside_scopes() {
+  std::vector<std::shared_ptr<const Scope::Index>> indexes;
+  for (const auto& live : live_scopes()) indexes.push_back(live.scope->index());
   WeightCodeCache::instance().sweep([&](const c10::TensorImpl* weight) {
-    return std::ranges::any_of(
-        live_scopes(), [&](const LiveScope& live) { return live.scope->covers(weight); });
+    return std::ranges::any_of(indexes, [&](const auto& index) { return index->covers(weight); });
   });
 }
 
@@ -217,8 +219,9 @@ std::optional<WeightRows> rows_of(
   }
   // A detached view asks for no gradient of the parameter.
   const bool same_history = !at::GradMode::is_enabled() || records_into(operand, live);
-  if (count == live.size(0) && same_history) return WeightRows{live, 0};
-  return WeightRows{transposed ? operand.t() : operand, first};
+  if (count == live.size(0) && same_history) return WeightRows{live, 0, operand.is_same(live) ? 1U : 2U};
+  // Two more: the view made here, and the one that the operand is usually the transpose of.
+  return transposed ? WeightRows{operand.t(), first, 4} : WeightRows{operand, first, 2};
 }
 
 /// Several weights may lie in one storage, as aliases or as parts of each other: the one that the
@@ -228,7 +231,7 @@ std::optional<Match> match_in(
   const auto found = index.by_storage.find(operand.storage().unsafeGetStorageImpl());
   if (found == index.by_storage.end()) return std::nullopt;
   const auto& candidates = found->second;
-  const auto* base = candidates.size() > 1 ? base_of(operand) : nullptr;
+  const auto* base = candidates.size() > 1 ? base_of(operand).unsafeGetTensorImpl() : nullptr;
   std::optional<Match> best;
   for (const auto* layers : candidates) {
     auto part = rows_of(layers->weight(), operand, transposed);
@@ -278,28 +281,33 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
           frames, [](const Frame& frame) { return frame.membership->open.load(); })) {
     prune_frames();  // another thread has ended a scope of this one: its model is not ours to keep
   }
-  for (;;) {
-    bool changed = false;
-    for (auto frame = frames.rbegin(); frame != frames.rend() && !changed; ++frame) {
-      const auto& scope = frame->membership->scope;
-      if (const auto epoch = scope->index_epoch(); frame->epoch != epoch) {
-        frame->index = scope->index();
-        frame->epoch = epoch;
-      }
-      auto match = match_in(*frame->index, operand, transposed);
-      if (!match) continue;
-      changed = frame->index->full_precision_assigned();
-      if (!changed) return in_int8({std::move(*match)});
-      scope->rebuild_index(operand);
-    }
-    if (changed) continue;
+  for (bool again = true; again;) {
+    again = false;
     for (auto& frame : frames) {
-      if (!frame.index->out_of_date_for(operand)) continue;
-      frame.membership->scope->rebuild_index(operand);
-      changed = true;
+      auto& scope = *frame.membership->scope;
+      if (const auto epoch = scope.index_epoch(); frame.epoch != epoch) {
+        frame.index = scope.index();
+        frame.epoch = epoch;
+      }
+      if (!frame.index->assigned()) continue;
+      if (const auto successor = scope.successor_of(operand); successor.defined()) {
+        scope.rebuild_index();
+        return find_layer(transposed ? successor.t() : successor, transposed);
+      }
+      scope.rebuild_index();
+      again = true;
     }
-    if (!changed) return std::nullopt;
+    if (again) continue;
+    for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
+      if (auto match = match_in(*frame->index, operand, transposed)) return in_int8({std::move(*match)});
+    }
+    for (auto& frame : frames) {
+      if (!frame.index->moved(operand)) continue;
+      frame.membership->scope->rebuild_index();
+      again = true;
+    }
   }
+  return std::nullopt;
 }
 
 }  // namespace te_int8::inline v0::detail
@@ -308,13 +316,19 @@ namespace te_int8::inline v0 {
 
 void refresh(torch::nn::Module& model) {
   const std::lock_guard lock(detail::registry_mutex());
+  std::unordered_set<const torch::nn::Module*> modules;
+  for (const auto& module : model.modules(/*include_self=*/false)) modules.insert(module.get());
+  modules.insert(&model);
+  const auto found = detail::LayerFinder::find(model);
+  for (const auto& layer : found.layers) modules.insert(&layer.owner());
   for (const auto& live : detail::live_scopes()) {
-    live.scope->rebuild_index();  // so that the layers know what was assigned
+    if (!live.scope->covers_any(modules)) continue;  // another model's, perhaps another thread's
+    live.scope->rebuild_index();                     // so that the layers know what was assigned
     live.scope->forget_activations();
   }
   auto& cache = detail::WeightCodeCache::instance();
   for (const auto& parameter : model.parameters()) cache.forget(parameter.unsafeGetTensorImpl());
-  for (const auto& layer : detail::LayerFinder::find(model).layers) {
+  for (const auto& layer : found.layers) {
     cache.forget(layer.weight().unsafeGetTensorImpl());
   }
 }

@@ -54,8 +54,9 @@ std::vector<Tensor> own_biases(const Match& match) {
 
 /// Whether LibTorch would add `added` to x times `columns` columns.
 bool can_be_added(const Tensor& added, const Tensor& x, int64_t columns) {
-  return added.dim() <= 2 && at::is_expandable_to(added.sizes(), {x.size(0), columns}) &&
-         added.device() == x.device() && at::isFloatingType(added.scalar_type()) &&
+  auto sizes = x.sizes().vec();
+  sizes.back() = columns;
+  return at::is_expandable_to(added.sizes(), sizes) && added.device() == x.device() && at::isFloatingType(added.scalar_type()) &&
          (added.scalar_type() == x.scalar_type() || autocast_dtype(x.device()).has_value());
 }
 
@@ -102,9 +103,12 @@ Tensor linear(
     const std::optional<Tensor>& bias) {
   if (const auto routed = layer_for(x, weight, /*transposed=*/false)) {
     const auto added = bias.value_or(Tensor());
-    if (!added.defined() || is_bias(added, x, weight.size(0))) return call(*routed, x, added);
-    const auto product = call(*routed, x, {});
-    return (product + added).to(product.scalar_type());
+    if (!added.defined()) return call(*routed, x, {});
+    if (can_be_added(added, x, weight.size(0))) {
+      if (is_bias(added, x, weight.size(0))) return call(*routed, x, added);
+      const auto product = call(*routed, x, {});
+      return (product + added).to(product.scalar_type());
+    }
   }
   return at::_ops::linear::redispatch(keys & kBelowRouting, x, weight, bias);
 }

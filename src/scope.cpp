@@ -249,7 +249,7 @@ Report Scope::report() const {
   return report;
 }
 
-Scope::Index::Index(const std::vector<ScopedLayer>& layers, const at::Tensor& operand) {
+Scope::Index::Index(const std::vector<ScopedLayer>& layers) {
   std::unordered_map<const c10::TensorImpl*, std::size_t> group_of;
   for (const auto& scoped : layers) {
     const auto& weight = scoped.weight();
@@ -260,12 +260,11 @@ Scope::Index::Index(const std::vector<ScopedLayer>& layers, const at::Tensor& op
     handles_.push_back(
         {&original, scoped.replacement ? &scoped.replacement->weight : &original,
          weight.unsafeGetTensorImpl()});
-    if (!scoped.quantized) std::swap(handles_.back(), handles_[full_precision_++]);
   }
-  for (const auto& layers_of_weight : tied) add(layers_of_weight, operand);
+  for (const auto& layers_of_weight : tied) add(layers_of_weight);
 }
 
-void Scope::Index::add(const TiedLayers& layers, const at::Tensor& operand) {
+void Scope::Index::add(const TiedLayers& layers) {
   const auto& weight = layers.weight();
   impls_.emplace_back(weight.getIntrusivePtr());
   if (!weight.defined() || weight.dim() != 2 || !weight.has_storage()) return;
@@ -274,13 +273,10 @@ void Scope::Index::add(const TiedLayers& layers, const at::Tensor& operand) {
   storages_.push_back(weight.storage().getWeakStorageImpl());
   by_storage[storage].push_back(&layers);
   storage_of_[impl] = storage;
-  // The base stands for the views of a weight that is a view itself.
-  if (weight.is_view()) storage_of_[weight._base().unsafeGetTensorImpl()] = storage;
-  const bool viewed = operand.defined() && operand.has_storage() &&
-                      operand.storage().unsafeGetStorageImpl() == storage;
-  const std::size_t expected = viewed ? 2 : 1;
-  if (layers.quantized() != nullptr && weight.storage().use_count() > expected) {
-    WeightCodeCache::instance().mark_shared(weight);
+  if (weight.is_view()) {  // the base stands for its views, this weight among them
+    const auto& base = weight._base();
+    impls_.emplace_back(base.getIntrusivePtr());
+    storage_of_[base.unsafeGetTensorImpl()] = storage;
   }
 }
 
@@ -292,30 +288,25 @@ const c10::StorageImpl* storage_in(const c10::TensorImpl* impl) {
 
 }  // namespace
 
-const c10::TensorImpl* base_of(const at::Tensor& tensor) {
-  const auto* view = torch::autograd::impl::get_view_autograd_meta(tensor);
-  return view != nullptr && view->has_bw_view()
-             ? view->get_backward_view().base_.unsafeGetTensorImpl()
-             : tensor.unsafeGetTensorImpl();
-}
-
-bool Scope::Index::out_of_date_for(const at::Tensor& operand) const {
-  if (operand.is_inference()) return assigned(handles_) || moved();
-  const auto* base = base_of(operand);
-  const auto known = storage_of_.find(base);
-  if (known != storage_of_.end() && known->second != storage_in(base)) return true;
-  return assigned(handles_);
-}
-
-/// A scan of all layers at every matmul that is not theirs: no branches, so that loads overlap.
-bool Scope::Index::assigned(std::span<const Handles> handles) {
+/// A scan of all layers at every matmul: no branches, so that loads overlap.
+bool Scope::Index::assigned() const {
   std::uintptr_t difference = 0;
-  for (const auto& [original, replacement, weight] : handles) {
+  for (const auto& [original, replacement, weight] : handles_) {
     const auto known = reinterpret_cast<std::uintptr_t>(weight);
     difference |= reinterpret_cast<std::uintptr_t>(original->unsafeGetTensorImpl()) ^ known;
     difference |= reinterpret_cast<std::uintptr_t>(replacement->unsafeGetTensorImpl()) ^ known;
   }
   return difference != 0;
+}
+
+bool Scope::Index::moved(const at::Tensor& operand) const {
+  if (operand.is_inference()) {  // autograd does not tell what it is a view of
+    return std::ranges::any_of(
+        storage_of_, [](const auto& known) { return storage_in(known.first) != known.second; });
+  }
+  const auto* base = base_of(operand).unsafeGetTensorImpl();
+  const auto known = storage_of_.find(base);
+  return known != storage_of_.end() && known->second != storage_in(base);
 }
 
 void Scope::Index::forget_codes_missing_in(const Index& later) const {
@@ -324,17 +315,12 @@ void Scope::Index::forget_codes_missing_in(const Index& later) const {
   }
 }
 
-bool Scope::Index::moved() const {
-  return std::ranges::any_of(
-      storage_of_, [](const auto& known) { return storage_in(known.first) != known.second; });
-}
-
-void Scope::rebuild_index(const at::Tensor& operand) {
+void Scope::rebuild_index() {
   const std::lock_guard lock(index_mutex_);
   for (const auto& scoped : layers_) {
     if (scoped.replacement) scoped.replacement->synchronize();
   }
-  auto index = std::make_shared<Index>(layers_, operand);
+  auto index = std::make_shared<Index>(layers_);
   if (index_) index_->forget_codes_missing_in(*index);
   index_ = std::move(index);
   epoch_.fetch_add(1, std::memory_order_release);
@@ -345,10 +331,20 @@ std::shared_ptr<const Scope::Index> Scope::index() const {
   return index_;
 }
 
-bool Scope::covers(const c10::TensorImpl* weight) const {
-  return std::ranges::any_of(layers_, [&](const ScopedLayer& scoped) {
-    return scoped.weight().unsafeGetTensorImpl() == weight;
-  });
+at::Tensor Scope::successor_of(const at::Tensor& operand) const {
+  const auto* base = base_of(operand).unsafeGetTensorImpl();
+  for (const auto& scoped : layers_) {
+    if (!scoped.replacement) continue;
+    const auto& former = scoped.layer.weight();
+    if (former.unsafeGetTensorImpl() != base || scoped.weight().is_same(former)) continue;
+    if (operand.numel() == former.numel()) return scoped.weight();
+  }
+  return {};
+}
+
+bool Scope::covers_any(const std::unordered_set<const torch::nn::Module*>& modules) const {
+  return std::ranges::any_of(
+      layers_, [&](const ScopedLayer& scoped) { return modules.contains(&scoped.layer.owner()); });
 }
 
 }  // namespace te_int8::inline v0::detail

@@ -286,3 +286,24 @@ TEST_CASE("empty batches and layers have gradients of their shapes", "[gradients
     }
   }
 }
+
+TEST_CASE("a forward-mode tangent raises instead of being lost", "[gradients][errors]") {
+  const auto level = static_cast<int64_t>(torch::autograd::forward_ad::enter_dual_level());
+  torch::nn::Linear layer(kDepth, kColumns);
+  const auto x = at::randn({2, 3, kDepth});
+  const auto check = [](const std::string& message) {
+    CHECK(message.find("expected operands without a forward-mode tangent") != std::string::npos);
+  };
+  const auto dual = at::_make_dual(x, at::ones_like(x), level);
+  check(error_of([&] { int8_linear(dual, layer->weight.detach()); }));
+  {
+    const te_int8::AutocastGuard guard(layer, te_int8::Mode::QAT);
+    const at::NoGradGuard no_grad;
+    check(error_of([&] { layer->forward(dual); }));
+    check(error_of([&] {
+      layer->bias = at::_make_dual(layer->bias.detach(), at::ones({kColumns}), level);
+      layer->forward(x);
+    }));
+  }
+  torch::autograd::forward_ad::exit_dual_level(static_cast<uint64_t>(level));
+}

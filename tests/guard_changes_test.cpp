@@ -230,3 +230,13 @@ TEST_CASE("a view of the weight keeps its hooks", "[guard][changes]") {
   CHECK(hooks == 1);
   CHECK(model->fc->weight.grad().count_nonzero().item<int64_t>() == 0);
 }
+
+TEST_CASE("a call through one handle sees the weight that the other was just given", "[guard][changes]") {
+  OneLayer model;
+  const auto weight = torch::randn({4, 8});
+  const AutocastGuard guard(model, Mode::QAT);
+  model(torch::randn({3, 8}));
+  shown_layer(model)->weight = weight;
+  CHECK(computes_with(model, guard, weight, model->fc->bias));
+  CHECK(computes_with(model, guard, weight, model->fc->bias));
+}

@@ -415,3 +415,40 @@ TEST_CASE("a hook of the user's on gradients stays, and steps are seen beside it
   }
   CHECK(calls == 3);
 }
+
+TEST_CASE("a weight that is frozen for an evaluation between backward and step is read again", "[guard][codes]") {
+  Warm w;
+  const AutocastGuard guard(w.model, Mode::QAT);
+  const auto evaluate = [&] {
+    w.weight().set_requires_grad(false);
+    const bool fresh = w.fresh();
+    w.weight().set_requires_grad(true);
+    return fresh;
+  };
+  w.backward();
+  CHECK(evaluate());
+  w.sgd.step();
+  w.sgd.zero_grad();
+  CHECK(evaluate());
+}
+
+TEST_CASE("a tensor that starts its versions anew over an activation's memory is another activation", "[guard][codes]") {
+  TwoLayers model;
+  const AutocastGuard guard(model, Mode::QAT);
+  const torch::NoGradGuard no_grad;
+  const auto x = torch::randn({5, 8});
+  model->first(x);
+  x.mul_(-3).add_(1);
+  const auto renewed = x.data();
+  CHECK(same(model->second(renewed), int8_result(*model->second, x.clone())));
+}
+
+TEST_CASE("refresh leaves other models alone", "[guard][codes]") {
+  Warm w, other;
+  const AutocastGuard guard(w.model, Mode::QAT), other_guard(other.model, Mode::QAT);
+  w.forward();
+  const QuantizationCounter counter;
+  te_int8::refresh(*other.model);
+  w.forward();
+  CHECK(counter.of(w.weight()) == 0);
+}

@@ -234,10 +234,13 @@ TEST_CASE("operands that LibTorch refuses to add get LibTorch's error", "[guard]
   const auto x = torch::randn({3, 8});
   const auto bias = GENERATE(torch::randn({2, 3, 4}), torch::randn({5}), torch::ones({4}, torch::kInt));
   const auto add = [&] { torch::addmm(bias, x, model->fc->weight.t()); };
-  const auto plain = error_of(add);
+  const auto linear = [&] { torch::linear(x, model->fc->weight, bias); };
+  const auto plain = error_of(add), plain_linear = error_of(linear);
   CHECK(plain != "");
+  CHECK(plain_linear != "");
   const AutocastGuard guard(model, Mode::QAT);
   CHECK(error_of(add) == plain);
+  CHECK(error_of(linear) == plain_linear);
   CHECK(all_calls(guard) == 0);
 }
 

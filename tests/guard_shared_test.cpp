@@ -130,3 +130,38 @@ TEST_CASE("a negated view of a weight is not the weight", "[guard][shared]") {
   CHECK(torch::allclose(torch::linear(x, negative), -torch::mm(x, model->fc->weight.t().clone())));
   CHECK(calls_of(guard, "fc") == 0);
 }
+
+TEST_CASE("a weight sees what is written through an alias, also where the call is given the weight itself", "[guard][shared]") {
+  nn::Linear layer(8, 4);
+  te_int8::QuantizedLinear by_itself(layer.ptr());
+  const bool scoped = GENERATE(true, false);
+  const auto x = torch::randn({5, 8});
+  const auto alias = layer->weight.data();
+  const auto guard = scoped ? std::make_unique<AutocastGuard>(layer, Mode::QAT) : nullptr;
+  const torch::NoGradGuard no_grad;
+  for (int i = 0; i < 2; ++i) {
+    const auto y = scoped ? torch::linear(x, layer->weight, layer->bias) : by_itself(x);
+    CHECK(same(y, int8_result(*layer, x)));
+    alias.mul_(3);
+  }
+}
+
+TEST_CASE("layers that are tied inside round once each, in 2-D and 3-D alike", "[guard][shared]") {
+  TwoLayers model(8, 8);
+  model->to(at::kBFloat16);
+  const auto x = torch::randn({5, 8}).to(at::kBFloat16);
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(up_to_date(model->first, x));
+  model->second->weight = model->first->weight;
+  CHECK(up_to_date(model->second, x));
+  CHECK(up_to_date(model->first, x));
+}
+
+TEST_CASE("a layer of an inner scope in full precision stays so when it is given an outer weight", "[guard][shared]") {
+  TwoLayers model;
+  const auto x = torch::randn({5, 8});
+  const AutocastGuard outer(model, Mode::QAT);
+  const AutocastGuard inner(model->second, Mode::Off);
+  model->second->weight = model->first->weight;
+  CHECK(same(model->second(x), full_precision(model->second, x)));
+}

@@ -102,8 +102,9 @@ class AutocastGuard {
 
 /// Forgets the codes made of a model's weights, and of activations. Needed only after writes that
 /// LibTorch does not tell of: through raw pointers; through `.data()`, also by torch::optim::SGD, on a
-/// weight that got no gradient from a backward since its codes were made (one that is frozen, or whose
-/// gradient was assigned); through another tensor that was given the weight's storage meanwhile.
+/// weight into which no backward has accumulated a gradient since its codes were made (one that is frozen,
+/// or whose gradient was assigned, or asked for by torch::autograd::grad); through another tensor that was
+/// given the weight's storage after its codes were made.
 TE_INT8_API void refresh(torch::nn::Module& model);
 
 }  // namespace te_int8::inline v0

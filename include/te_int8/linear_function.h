@@ -29,9 +29,9 @@
 
 namespace te_int8::inline v0::detail {
 
-/// Counts the weight gradients that backwards have produced: torch::optim::SGD writes weights
-/// without bumping their version, so a new gradient is the only sign that the weight is about to
-/// change.
+/// Rises with the gradients that backwards of a quantized layer compute for a weight, and with those that
+/// are accumulated into it: torch::optim::SGD writes weights without bumping their version, so a new
+/// gradient is the only sign that the weight is about to change.
 using GradientCount = std::shared_ptr<std::atomic<uint64_t>>;
 
 /// How often a layer was called, and how often its bias went into the matmul's epilogue.
@@ -241,9 +241,18 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
 };
 
+/// Rounding has no tangent, and computing below autograd would drop one silently.
+inline void forbid_forward_mode(const at::Tensor& operand) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !operand.defined() || !operand._fw_grad(/*level=*/0).defined(),
+      "te_int8::linear: expected operands without a forward-mode tangent, got one with; compute "
+      "jacobian-vector products in full precision (Mode::Off)");
+}
+
 /// One call of a quantized linear layer, recorded for backward where grad mode asks for it.
 inline at::Tensor call_linear(
     const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, LinearCall call) {
+  for (const auto* operand : {&x, &weight, &bias}) forbid_forward_mode(*operand);
   const auto requires_grad = [](const at::Tensor& t) { return t.defined() && t.requires_grad(); };
   if (at::GradMode::is_enabled() &&
       (requires_grad(x) || requires_grad(weight) || requires_grad(bias))) {

@@ -5,7 +5,8 @@
 // address cannot come back as another storage. What LibTorch does not tell, and what is done about
 // it:
 //   - torch::optim::SGD and `.data()` write without bumping the version: a weight's codes are also
-//     dropped once a backward, of whichever forward, has produced its gradient;
+//     dropped once a gradient was accumulated into it, and are not kept while it has one;
+//   - tensors that share a storage need not share a version: codes of such a weight are not kept;
 //   - raw pointers write unseen: a layer that meets the same activation again quantizes it again,
 //     so only different layers share; for weights there is te_int8::refresh;
 //   - inference tensors have no version: their activations are never shared.
@@ -28,6 +29,12 @@
 #include <te_int8/linear_function.h>
 
 namespace te_int8::inline v0::detail {
+
+/// What a tensor is a view of, or itself. Autograd knows, but for inference tensors.
+inline const at::TensorBase& base_of(const at::Tensor& tensor) {
+  const auto* view = torch::autograd::impl::get_view_autograd_meta(tensor);
+  return view != nullptr && view->has_bw_view() ? view->get_backward_view().base_ : tensor;
+}
 
 /// A part of a storage and the version of what it holds.
 class StorageState {
@@ -118,8 +125,8 @@ TE_INT8_API void forget_codes(const c10::TensorImpl* weight) noexcept;
 /// place in a leaf for one hook that runs after a gradient was accumulated, and dies with the leaf.
 class GradientWatch {
  public:
-  /// Whether `weight` may have got a gradient since the last call.
-  bool renewed(const at::Tensor& weight) {
+  /// Whether `weight` may have got a gradient since the last call. Starts to watch a leaf that is not yet.
+  bool take_news(const at::Tensor& weight) {
     if (weight.is_leaf() && !weight.is_inference()) {
       namespace impl = torch::autograd::impl;
       const auto* meta = impl::get_autograd_meta(weight);
@@ -170,20 +177,22 @@ class WeightCodes {
     GradientCount gradients;
   };
 
-  Found get(const at::Tensor& weight, OperandForm form) {
+  /// `holders` tensors of the call hold the weight's storage, the weight among them.
+  Found get(const at::Tensor& weight, OperandForm form, std::size_t holders) {
     const std::lock_guard lock(mutex_);
-    const bool renewed = watch_.renewed(weight);
-    if (renewed || !state_.is_state_of(weight) || trained_ != weight.requires_grad() ||
-        had_gradient_ != has_gradient(weight) || may_change_unseen(weight)) {
+    const bool gradients = watch_.take_news(weight);
+    if (gradients || !state_.is_state_of(weight) || required_grad_ != weight.requires_grad() ||
+        had_gradient_ != has_gradient(weight) || may_change_unseen(weight, holders)) {
       forms_.fill(std::nullopt);
       state_ = LaidOutState(weight);
-      trained_ = weight.requires_grad();
+      required_grad_ = weight.requires_grad();
       had_gradient_ = has_gradient(weight);
     }
     auto& codes = forms_.at(static_cast<std::size_t>(form));
     if (!codes) {
       const OutsideInference outside;
       codes.emplace(Operand::make(weight, form));
+      shared_ = weight.storage().use_count() > holders;
     }
     return {codes->get(), watch_.count()};
   }
@@ -192,11 +201,6 @@ class WeightCodes {
     const std::lock_guard lock(mutex_);
     forms_.fill(std::nullopt);
   }
-  /// Others hold the weight's storage and may write to it: the codes are good for one call.
-  void mark_shared() {
-    const std::lock_guard lock(mutex_);
-    shared_ = true;
-  }
   bool empty() const {
     const std::lock_guard lock(mutex_);
     return std::ranges::none_of(forms_, [](const auto& form) { return form.has_value(); });
@@ -204,21 +208,22 @@ class WeightCodes {
 
   /// Whether the weight itself is gone.
   bool expired() const { return weight_.expired(); }
-  /// Whether the codes may outlive the scope: nobody trains the weight.
+  /// Whether the codes may outlive the scope: nobody trains the weight, and nobody else holds its storage.
   bool frozen() const {
     const auto weight = weight_.lock();
-    return weight && !weight->requires_grad();
+    return weight && !weight->requires_grad() &&
+           (!weight->has_storage() || weight->unsafe_storage().use_count() == 1);
   }
 
  private:
+  /// Also of a weight that is frozen for the moment: an optimizer steps whatever has one.
   static bool has_gradient(const at::Tensor& weight) {
-    return weight.requires_grad() && weight.is_leaf() && weight.grad().defined();
+    return weight.is_leaf() && weight.grad().defined();
   }
   /// A gradient that is there may become a step at any time, an inference tensor has no version, and
   /// tensors that share a storage need not share theirs.
-  bool may_change_unseen(const at::Tensor& weight) {
-    constexpr std::size_t kWithoutOthers = 2;  // the weight, and the operand that is a view of it
-    shared_ = shared_ && weight.storage().use_count() > kWithoutOthers;
+  bool may_change_unseen(const at::Tensor& weight, std::size_t holders) {
+    shared_ = shared_ && weight.storage().use_count() > holders;
     return weight.is_inference() || has_gradient(weight) || shared_;
   }
 
@@ -226,8 +231,9 @@ class WeightCodes {
   mutable std::mutex mutex_;
   LaidOutState state_;
   GradientWatch watch_;
-  bool trained_ = false, had_gradient_ = false;  ///< when the codes were made
-  bool shared_ = false;
+  // When the codes were made:
+  bool required_grad_ = false, had_gradient_ = false;
+  bool shared_ = false;  ///< others held the storage and may write to it: good for one call
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
 };
 
@@ -236,10 +242,10 @@ class WeightCodeCache {
  public:
   TE_INT8_API static WeightCodeCache& instance();
 
-  WeightCodes::Found get(const at::Tensor& weight, OperandForm form) {
-    return entry_of(weight)->get(weight, form);  // unlocked: other weights need not wait for this one
+  WeightCodes::Found get(const at::Tensor& weight, OperandForm form, std::size_t holders) {
+    // Unlocked: other weights need not wait for this one.
+    return entry_of(weight)->get(weight, form, holders);
   }
-  void mark_shared(const at::Tensor& weight) { entry_of(weight)->mark_shared(); }
   void forget(const c10::TensorImpl* weight) {
     const std::lock_guard lock(mutex_);
     const auto found = codes_.find(weight);
@@ -257,9 +263,10 @@ class WeightCodeCache {
     const std::lock_guard lock(mutex_);
     std::erase_if(codes_, [&](const auto& item) {
       const auto& [impl, codes] = item;
-      const bool scoped = in_scope(impl);
-      if (!scoped && !codes->frozen()) codes->drop();
-      return codes->expired() || (codes->empty() && !scoped);
+      if (codes->expired()) return true;
+      if (in_scope(impl)) return false;
+      if (!codes->frozen()) codes->drop();
+      return codes->empty();
     });
   }
   /// How many weights have codes.
@@ -307,7 +314,8 @@ class ActivationCodes {
       return entry.state.expired() || entry.holds(x, form);
     });
     if (entries_.size() == kCapacity) entries_.erase(entries_.begin());
-    entries_.push_back({LaidOutState(x), form, StampedOperand(operand), {consumer}});
+    entries_.push_back(
+        {LaidOutState(x), WeakTensor(base_of(x).getIntrusivePtr()), form, StampedOperand(operand), {consumer}});
     return operand;
   }
 
@@ -319,14 +327,17 @@ class ActivationCodes {
  private:
   static constexpr std::size_t kCapacity = 16;
 
+  using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
   struct Entry {
     LaidOutState state;
+    WeakTensor base;  ///< whose views count their versions together; other tensors may start anew
     OperandForm form;
     StampedOperand operand;
     std::vector<const void*> consumers;
 
     bool holds(const at::Tensor& x, OperandForm wanted) const {
-      return form == wanted &&
+      return form == wanted && base._unsafe_get_target() == base_of(x).unsafeGetTensorImpl() &&
              (state.is_state_of(x) || (form != OperandForm::ColumnCodes && state.has_rows_of(x)));
     }
     std::shared_ptr<Operand> shaped_like(const at::Tensor& x) const {

@@ -36,6 +36,7 @@ inline at::ScalarType output_dtype(const at::Tensor& x) {
 struct WeightRows {
   at::Tensor rows;  ///< for autograd: the parameter itself where it is whole
   int64_t first = 0;
+  std::size_t holders = 1;  ///< tensors of the operation that hold the weight's storage, itself included
 };
 
 class QuantizedLayer {
@@ -143,7 +144,7 @@ class QuantizedLayer {
       call.weight = Operand::make(part.rows, form);
       return;
     }
-    auto found = WeightCodeCache::instance().get(whole, form);
+    auto found = WeightCodeCache::instance().get(whole, form, part.holders);
     call.gradients = std::move(found.gradients);
     if (is_whole) {
       call.weight = std::move(found.operand);

@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include <c10/util/flat_hash_map.h>
@@ -85,14 +86,12 @@ class Scope {
     ska::flat_hash_map<const c10::StorageImpl*, std::vector<const TiedLayers*>> by_storage;
     std::vector<TiedLayers> tied;
 
-    /// `operand`, if any, is a view that is in use and no sign that others share its storage.
-    Index(const std::vector<ScopedLayer>& layers, const at::Tensor& operand);
-    /// Whether a weight that `operand`, which was not found, may be a view of has changed.
-    bool out_of_date_for(const at::Tensor& operand) const;
-    /// Whether a layer in full precision was given another weight, perhaps a quantized layer's.
-    bool full_precision_assigned() const {
-      return assigned({handles_.data(), full_precision_});
-    }
+    explicit Index(const std::vector<ScopedLayer>& layers);
+    /// Whether a layer was given another weight since.
+    bool assigned() const;
+    /// Whether `operand`, which was not found, may be a view of a weight that has got other data since.
+    bool moved(const at::Tensor& operand) const;
+    bool covers(const c10::TensorImpl* weight) const { return storage_of_.count(weight) > 0; }
     void forget_codes_missing_in(const Index& later) const;
 
    private:
@@ -101,12 +100,9 @@ class Scope {
       const at::Tensor *original, *replacement;  ///< the same where the tree has no replacement
       const c10::TensorImpl* weight;
     };
-    void add(const TiedLayers& layers, const at::Tensor& operand);
-    static bool assigned(std::span<const Handles> handles);
-    bool moved() const;
+    void add(const TiedLayers& layers);
 
     std::vector<Handles> handles_;
-    std::size_t full_precision_ = 0;  ///< the first of handles_: those of layers in full precision
     ska::flat_hash_map<const c10::TensorImpl*, const c10::StorageImpl*> storage_of_;
     // Pinned, so that an address cannot come back as something else.
     std::vector<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> impls_;
@@ -114,11 +110,15 @@ class Scope {
   };
   std::shared_ptr<const Index> index() const;
   uint64_t index_epoch() const { return epoch_.load(std::memory_order_acquire); }
-  /// Makes the index anew, for an operand that was not found in it.
-  void rebuild_index(const at::Tensor& operand = {});
+  /// Makes the index anew, after layers were given other weights.
+  void rebuild_index();
+  /// The weight that the layer of `operand` was given through the module tree, where the operand is that
+  /// layer's former weight: the call began before the scope could tell the other handle.
+  at::Tensor successor_of(const at::Tensor& operand) const;
   /// Forgets the codes of activations.
   void forget_activations() { activations_->clear(); }
-  bool covers(const c10::TensorImpl* weight) const;
+  /// Whether it covers a layer of one of these modules.
+  bool covers_any(const std::unordered_set<const torch::nn::Module*>& modules) const;
 
  private:
   void configure(std::vector<Layer> layers);
@@ -153,9 +153,6 @@ TE_INT8_API std::shared_ptr<Membership> join_scope(const std::shared_ptr<Scope>&
 TE_INT8_API void keep_routing();
 /// Ends a membership, from whichever thread. The last one restores the model.
 TE_INT8_API void leave_scope(const std::shared_ptr<Membership>& membership) noexcept;
-
-/// What a tensor is a view of, or itself. Autograd knows, but for inference tensors.
-const c10::TensorImpl* base_of(const torch::Tensor& tensor);
 
 /// The layer, if any, that computes in INT8 on the calling thread when an operation is given
 /// `operand`: W^T where `transposed`, else W. Fast; called for every matmul of a thread in a scope.
