@@ -3,11 +3,11 @@
 #include "registry.h"
 
 #include <algorithm>
+#include <iterator>
 #include <unordered_set>
 #include <utility>
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <te_int8/detail/deferred.h>
@@ -68,10 +68,14 @@ std::vector<Frame>& thread_frames() {
   return *frames;
 }
 
-/// Forgets what was closed, perhaps by another thread, and sets the thread's routing key.
+/// Forgets what was closed, perhaps by another thread, and sets the thread's routing key. Models that only
+/// a closed scope held die at its end; as that may run anything, no lock may be held.
 void prune_frames() {
   auto& frames = thread_frames();
-  std::erase_if(frames, [](const Frame& frame) { return !frame.membership->open; });
+  const auto closed = std::stable_partition(
+      frames.begin(), frames.end(), [](const Frame& frame) { return frame.membership->open.load(); });
+  const std::vector<Frame> last(std::make_move_iterator(closed), std::make_move_iterator(frames.end()));
+  frames.erase(closed, frames.end());
   c10::impl::tls_set_dispatch_key_included(kRoutingKey, !frames.empty());
 }
 
@@ -97,7 +101,7 @@ std::shared_ptr<Membership> add_member(LiveScope& live) {
   membership->scope = live.scope;
   thread_frames().push_back({membership, nullptr, 0});
   ++live.members;
-  prune_frames();
+  c10::impl::tls_set_dispatch_key_included(kRoutingKey, true);
   return membership;
 }
 
@@ -123,9 +127,9 @@ const char* name_of(Mode mode) {
 std::shared_ptr<Membership> enter_scope(torch::nn::Module& root, Mode mode, const Recipe& recipe) {
   install_deferred_kernels();
   install_routing_kernels();
+  keep_routing();
   const std::lock_guard lock(registry_mutex());
   auto& scopes = live_scopes();
-  keep_routing();
   forget_codes_outside_scopes();
   for (auto& live : scopes) {
     if (live.scope->is_for(root, mode, recipe) && !in_this_thread(live.scope.get())) {
@@ -151,8 +155,8 @@ std::shared_ptr<Membership> enter_scope(torch::nn::Module& root, Mode mode, cons
 }
 
 std::shared_ptr<Membership> join_scope(const std::shared_ptr<Scope>& scope) {
-  const std::lock_guard lock(registry_mutex());
   keep_routing();
+  const std::lock_guard lock(registry_mutex());
   auto& scopes = live_scopes();
   const auto live = std::ranges::find(scopes, scope, &LiveScope::scope);
   TORCH_INTERNAL_ASSERT(live != scopes.end(), "te_int8: the guard's scope has ended");
@@ -169,10 +173,10 @@ void leave_scope(const std::shared_ptr<Membership>& membership) noexcept {
     warn_if_routing_was_lost();
   } catch (...) {  // a handler that makes errors of warnings; a destructor cannot pass one on
   }
-  const std::lock_guard lock(registry_mutex());
-  auto& scopes = live_scopes();
   membership->open = false;
   prune_frames();
+  const std::lock_guard lock(registry_mutex());
+  auto& scopes = live_scopes();
   const auto live = std::ranges::find(scopes, membership->scope, &LiveScope::scope);
   if (live == scopes.end() || --live->members > 0) return;
   const auto scope = std::move(live->scope);
@@ -182,47 +186,6 @@ void leave_scope(const std::shared_ptr<Membership>& membership) noexcept {
 }
 
 namespace {
-
-/// Whether a gradient of the view `operand` goes straight to the leaf `live`, past no hook: then the
-/// leaf can stand for the view. Not so for detached views, nor for a weight that was computed.
-bool records_into(const torch::Tensor& operand, const torch::Tensor& live) {
-  if (operand.is_same(live) || (!operand.requires_grad() && !live.requires_grad())) return true;
-  const auto node = operand.grad_fn();
-  if (!node || node->num_outputs() != 1 || !torch::autograd::impl::hooks(operand).empty() ||
-      !node->pre_hooks().empty() || !node->tensor_pre_hooks().empty() ||
-      !node->post_hooks().empty()) {
-    return false;
-  }
-  const auto* leaf =
-      dynamic_cast<torch::autograd::AccumulateGrad*>(node->next_edge(0).function.get());
-  return leaf != nullptr && leaf->variable.is_same(live);
-}
-
-/// The rows of `live` that `operand` is a view of, if it is one.
-std::optional<WeightRows> rows_of(
-    const torch::Tensor& live, const torch::Tensor& operand, bool transposed) {
-  if (!live.defined() || live.dim() != 2 || live.scalar_type() != operand.scalar_type() ||
-      live.is_neg() != operand.is_neg() ||
-      live.storage().unsafeGetStorageImpl() != operand.storage().unsafeGetStorageImpl()) {
-    return std::nullopt;
-  }
-  const int64_t row = transposed ? 1 : 0;
-  const int64_t count = operand.size(row);
-  const int64_t depth = operand.size(1 - row);
-  const int64_t stride = live.stride(0);
-  const int64_t offset = operand.storage_offset() - live.storage_offset();
-  const int64_t first = stride > 0 ? offset / stride : 0;
-  if (depth != live.size(1) || (count > 1 && operand.stride(row) != stride) ||
-      (depth > 1 && operand.stride(1 - row) != live.stride(1)) || offset != first * stride ||
-      first < 0 || first + count > live.size(0)) {
-    return std::nullopt;
-  }
-  // A detached view asks for no gradient of the parameter.
-  const bool same_history = !at::GradMode::is_enabled() || records_into(operand, live);
-  if (count == live.size(0) && same_history) return WeightRows{live, 0, operand.is_same(live) ? 1U : 2U};
-  // Two more: the view made here, and the one that the operand is usually the transpose of.
-  return transposed ? WeightRows{operand.t(), first, 4} : WeightRows{operand, first, 2};
-}
 
 /// Several weights may lie in one storage, as aliases or as parts of each other: the one that the
 /// operand was made from comes first, then one that it is the whole of.
@@ -254,18 +217,20 @@ std::optional<RoutedLayer> in_int8(RoutedLayer routed) {
 /// that put LibTorch's thread-local state back, computes in full precision and gives the key up.
 std::optional<RoutedLayer> find_inherited(const torch::Tensor& operand, bool transposed) {
   const bool in_autograd = torch::autograd::get_current_graph_task_id() != -1;
-  const std::lock_guard lock(registry_mutex());
-  auto& scopes = live_scopes();
-  for (auto live = scopes.rbegin(); live != scopes.rend(); ++live) {
-    auto index = live->scope->index();
-    auto match = match_in(*index, operand, transposed);
-    if (!match) continue;
-    if (in_autograd) return in_int8({std::move(*match), live->scope, std::move(index)});
-    TORCH_WARN_ONCE(
-        "te_int8::AutocastGuard: layer '", match->layers->first().layer.names.front(),
-        "' runs in full precision in a thread that has LibTorch's thread-local state of a scope, but "
-        "is not in it; let the thread join by the guard's attach()");
-    break;
+  {
+    const std::lock_guard lock(registry_mutex());
+    auto& scopes = live_scopes();
+    for (auto live = scopes.rbegin(); live != scopes.rend(); ++live) {
+      auto index = live->scope->index();
+      auto match = match_in(*index, operand, transposed);
+      if (!match) continue;
+      if (in_autograd) return in_int8({std::move(*match), live->scope, std::move(index)});
+      TORCH_WARN_ONCE(
+          "te_int8::AutocastGuard: layer '", match->layers->first().layer.names.front(),
+          "' runs in full precision in a thread that has LibTorch's thread-local state of a scope, but "
+          "is not in it; let the thread join by the guard's attach()");
+      break;
+    }
   }
   if (!in_autograd) prune_frames();
   return std::nullopt;
@@ -283,27 +248,28 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
   }
   for (bool again = true; again;) {
     again = false;
-    for (auto& frame : frames) {
-      auto& scope = *frame.membership->scope;
-      if (const auto epoch = scope.index_epoch(); frame.epoch != epoch) {
-        frame.index = scope.index();
-        frame.epoch = epoch;
+    for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
+      auto& scope = *frame->membership->scope;
+      if (const auto epoch = scope.index_epoch(); frame->epoch != epoch) {
+        frame->index = scope.index();
+        frame->epoch = epoch;
       }
-      if (!frame.index->assigned()) continue;
-      if (const auto successor = scope.successor_of(operand); successor.defined()) {
+      if (frame->index->full_precision_assigned()) {
         scope.rebuild_index();
-        return find_layer(transposed ? successor.t() : successor, transposed);
+        again = true;
+      } else if (auto match = match_in(*frame->index, operand, transposed); match && !again) {
+        return in_int8({std::move(*match)});
       }
-      scope.rebuild_index();
-      again = true;
     }
     if (again) continue;
-    for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
-      if (auto match = match_in(*frame->index, operand, transposed)) return in_int8({std::move(*match)});
-    }
     for (auto& frame : frames) {
-      if (!frame.index->moved(operand)) continue;
-      frame.membership->scope->rebuild_index();
+      auto& scope = *frame.membership->scope;
+      if (!frame.index->assigned() && !frame.index->moved(operand)) continue;
+      const auto successor = scope.successor_of(operand, transposed);
+      scope.rebuild_index();
+      if (successor.defined()) {
+        return find_layer(transposed ? successor.t() : successor, transposed);
+      }
       again = true;
     }
   }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <c10/util/Type.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <te_int8/backends.h>
@@ -260,6 +261,7 @@ Scope::Index::Index(const std::vector<ScopedLayer>& layers) {
     handles_.push_back(
         {&original, scoped.replacement ? &scoped.replacement->weight : &original,
          weight.unsafeGetTensorImpl()});
+    if (!scoped.quantized) std::swap(handles_.back(), handles_[full_precision_++]);
   }
   for (const auto& layers_of_weight : tied) add(layers_of_weight);
 }
@@ -276,7 +278,7 @@ void Scope::Index::add(const TiedLayers& layers) {
   if (weight.is_view()) {  // the base stands for its views, this weight among them
     const auto& base = weight._base();
     impls_.emplace_back(base.getIntrusivePtr());
-    storage_of_[base.unsafeGetTensorImpl()] = storage;
+    storage_of_[base.unsafeGetTensorImpl()] = base.storage().unsafeGetStorageImpl();
   }
 }
 
@@ -288,10 +290,10 @@ const c10::StorageImpl* storage_in(const c10::TensorImpl* impl) {
 
 }  // namespace
 
-/// A scan of all layers at every matmul: no branches, so that loads overlap.
-bool Scope::Index::assigned() const {
+/// A scan of all layers at every matmul that is not theirs: no branches, so that loads overlap.
+bool Scope::Index::assigned(std::span<const Handles> handles) {
   std::uintptr_t difference = 0;
-  for (const auto& [original, replacement, weight] : handles_) {
+  for (const auto& [original, replacement, weight] : handles) {
     const auto known = reinterpret_cast<std::uintptr_t>(weight);
     difference |= reinterpret_cast<std::uintptr_t>(original->unsafeGetTensorImpl()) ^ known;
     difference |= reinterpret_cast<std::uintptr_t>(replacement->unsafeGetTensorImpl()) ^ known;
@@ -331,13 +333,62 @@ std::shared_ptr<const Scope::Index> Scope::index() const {
   return index_;
 }
 
-at::Tensor Scope::successor_of(const at::Tensor& operand) const {
-  const auto* base = base_of(operand).unsafeGetTensorImpl();
+namespace {
+
+/// Whether a gradient of the view `operand` goes straight to the leaf `live`, past no hook: then the
+/// leaf can stand for the view. Not so for detached views, nor for a weight that was computed.
+bool records_into(const torch::Tensor& operand, const torch::Tensor& live) {
+  if (operand.is_same(live) || (!operand.requires_grad() && !live.requires_grad())) return true;
+  const auto node = operand.grad_fn();
+  if (!node || node->num_outputs() != 1 || !torch::autograd::impl::hooks(operand).empty() ||
+      !node->pre_hooks().empty() || !node->tensor_pre_hooks().empty() ||
+      !node->post_hooks().empty()) {
+    return false;
+  }
+  const auto* leaf =
+      dynamic_cast<torch::autograd::AccumulateGrad*>(node->next_edge(0).function.get());
+  return leaf != nullptr && leaf->variable.is_same(live);
+}
+
+}  // namespace
+
+std::optional<WeightRows> rows_of(
+    const torch::Tensor& live, const torch::Tensor& operand, bool transposed) {
+  if (!live.defined() || live.dim() != 2 || live.scalar_type() != operand.scalar_type() ||
+      live.is_neg() != operand.is_neg() ||
+      live.storage().unsafeGetStorageImpl() != operand.storage().unsafeGetStorageImpl()) {
+    return std::nullopt;
+  }
+  const int64_t row = transposed ? 1 : 0;
+  const int64_t count = operand.size(row);
+  const int64_t depth = operand.size(1 - row);
+  const int64_t stride = live.stride(0);
+  const int64_t offset = operand.storage_offset() - live.storage_offset();
+  const int64_t first = stride > 0 ? offset / stride : 0;
+  if (depth != live.size(1) || (count > 1 && operand.stride(row) != stride) ||
+      (depth > 1 && operand.stride(1 - row) != live.stride(1)) || offset != first * stride ||
+      first < 0 || first + count > live.size(0)) {
+    return std::nullopt;
+  }
+  // A detached view asks for no gradient of the parameter.
+  const bool same_history = !at::GradMode::is_enabled() || records_into(operand, live);
+  const bool one_counter =
+      operand.is_same(live) || base_of(operand).unsafeGetTensorImpl() == base_of(live).unsafeGetTensorImpl();
+  if (count == live.size(0) && same_history) {
+    return WeightRows{live, 0, !one_counter ? 0U : operand.is_same(live) ? 1U : 2U};
+  }
+  if (!transposed) return WeightRows{operand, first, one_counter ? 2U : 0U};
+  // The weight, the operand, its transpose made here, and the rows that the operand is made from.
+  return WeightRows{operand.t(), first, one_counter ? 4U : 0U};
+}
+
+at::Tensor Scope::successor_of(const at::Tensor& operand, bool transposed) const {
   for (const auto& scoped : layers_) {
     if (!scoped.replacement) continue;
     const auto& former = scoped.layer.weight();
-    if (former.unsafeGetTensorImpl() != base || scoped.weight().is_same(former)) continue;
-    if (operand.numel() == former.numel()) return scoped.weight();
+    if (scoped.weight().is_same(former)) continue;
+    const auto part = rows_of(former, operand, transposed);
+    if (part && part->rows.size(0) == former.size(0)) return scoped.weight();
   }
   return {};
 }

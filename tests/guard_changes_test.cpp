@@ -240,3 +240,22 @@ TEST_CASE("a call through one handle sees the weight that the other was just giv
   CHECK(computes_with(model, guard, weight, model->fc->bias));
   CHECK(computes_with(model, guard, weight, model->fc->bias));
 }
+
+TEST_CASE("a weight that is a view may be moved away from its base", "[guard][changes]") {
+  OneLayer model(8, 8);
+  const auto flat = torch::randn({200}), x = torch::randn({3, 8});
+  model->fc->weight = flat.narrow(0, 0, 64).view({8, 8});
+  model->fc->weight.set_data(torch::randn({8, 8}));
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(computes_with(model, guard, model->fc->weight, model->fc->bias));
+  CHECK(same(torch::mm(x, model->fc->weight), x.mm(model->fc->weight.clone())));
+  CHECK(same(torch::mm(x, flat.narrow(0, 64, 64).view({8, 8})), x.mm(flat.narrow(0, 64, 64).view({8, 8}).clone())));
+}
+
+TEST_CASE("a former weight is not taken for the new one where it is no layer's operand", "[guard][changes]") {
+  OneLayer model(8, 8);
+  const auto former = model->fc->weight, x = torch::randn({3, 8});
+  const AutocastGuard guard(model, Mode::QAT);
+  shown_layer(model)->weight = torch::randn({8, 8});
+  CHECK(same(torch::mm(x, former).detach(), torch::mm(x, former.detach().clone())));
+}

@@ -452,3 +452,44 @@ TEST_CASE("refresh leaves other models alone", "[guard][codes]") {
   w.forward();
   CHECK(counter.of(w.weight()) == 0);
 }
+
+TEST_CASE("a weight is quantized once in every context, by whole and by row", "[guard][codes]") {
+  const std::string context = GENERATE("grad", "no grad", "inference", "autocast");
+  CAPTURE(context);
+  Warm w;
+  nn::MultiheadAttention attention(nn::MultiheadAttentionOptions(16, 2));
+  const AutocastGuard guard(w.model, Mode::QAT), attention_guard(attention, Mode::QAT);
+  const QuantizationCounter counter;
+  in_context(context, [&] {
+    for (int i = 0; i < 3; ++i) {
+      w.model->forward(torch::randn({5, 8}));
+      w.model->forward(torch::randn({2, 5, 8}));
+      torch::linear(torch::randn({5, 8}), w.weight());
+      attention(torch::randn({5, 3, 16}), torch::randn({7, 3, 16}), torch::randn({7, 3, 16}));
+    }
+  });
+  CHECK(counter.of(w.weight()) == 1);
+  CHECK(counter.of(attention->in_proj_weight) == 1);
+}
+
+TEST_CASE("an alias that writes and goes is not forgotten", "[guard][codes]") {
+  Warm w;
+  const AutocastGuard guard(w.model, Mode::QAT);
+  {
+    const auto alias = w.weight().data();
+    w.forward();
+    alias.mul_(3);
+  }
+  CHECK(w.fresh());
+}
+
+TEST_CASE("a call that is given an alias leaves no codes behind", "[guard][codes]") {
+  Warm w;
+  const AutocastGuard guard(w.model, Mode::QAT);
+  const torch::NoGradGuard no_grad;
+  const auto alias = w.weight().data();
+  for (int i = 0; i < 2; ++i) {
+    CHECK(same(torch::linear(w.x, alias), int8_result(w.x, w.weight(), {}, at::kFloat)));
+    alias.mul_(3);
+  }
+}

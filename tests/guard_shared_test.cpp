@@ -146,17 +146,6 @@ TEST_CASE("a weight sees what is written through an alias, also where the call i
   }
 }
 
-TEST_CASE("layers that are tied inside round once each, in 2-D and 3-D alike", "[guard][shared]") {
-  TwoLayers model(8, 8);
-  model->to(at::kBFloat16);
-  const auto x = torch::randn({5, 8}).to(at::kBFloat16);
-  const AutocastGuard guard(model, Mode::QAT);
-  CHECK(up_to_date(model->first, x));
-  model->second->weight = model->first->weight;
-  CHECK(up_to_date(model->second, x));
-  CHECK(up_to_date(model->first, x));
-}
-
 TEST_CASE("a layer of an inner scope in full precision stays so when it is given an outer weight", "[guard][shared]") {
   TwoLayers model;
   const auto x = torch::randn({5, 8});

@@ -311,3 +311,18 @@ TEST_CASE("a task of LibTorch's thread pool is no part of the scope", "[guard][t
   CHECK(all_calls(guard) == 0);
   CHECK(same(plain_result(model, x), expected));
 }
+
+TEST_CASE("a model that multiplies while it is destroyed may die with its scope", "[guard][threads]") {
+  struct Multiplies : OneLayerImpl {
+    ~Multiplies() override { torch::mm(torch::ones({2, 2}), torch::ones({2, 2})); }
+  };
+  OneLayer other;
+  auto model = std::make_shared<Multiplies>();
+  auto guard = std::make_unique<AutocastGuard>(model, Mode::QAT);
+  const AutocastGuard keeps_the_key(other, Mode::QAT);
+  const std::weak_ptr<Multiplies> watched = model;
+  model.reset();
+  std::thread([&] { guard.reset(); }).join();
+  torch::mm(torch::ones({2, 2}), torch::ones({2, 2}));
+  CHECK(watched.expired());
+}

@@ -177,12 +177,13 @@ class WeightCodes {
     GradientCount gradients;
   };
 
-  /// `holders` tensors of the call hold the weight's storage, the weight among them.
+  /// `holders` tensors of the call hold the weight's storage, the weight among them; 0 where one of them
+  /// counts its versions by itself.
   Found get(const at::Tensor& weight, OperandForm form, std::size_t holders) {
     const std::lock_guard lock(mutex_);
     const bool gradients = watch_.take_news(weight);
     if (gradients || !state_.is_state_of(weight) || required_grad_ != weight.requires_grad() ||
-        had_gradient_ != has_gradient(weight) || may_change_unseen(weight, holders)) {
+        had_gradient_ != has_gradient(weight) || may_change_unseen(weight)) {
       forms_.fill(std::nullopt);
       state_ = LaidOutState(weight);
       required_grad_ = weight.requires_grad();
@@ -192,7 +193,7 @@ class WeightCodes {
     if (!codes) {
       const OutsideInference outside;
       codes.emplace(Operand::make(weight, form));
-      shared_ = weight.storage().use_count() > holders;
+      shared_ = weight.is_view() || weight.storage().use_count() > holders;
     }
     return {codes->get(), watch_.count()};
   }
@@ -222,8 +223,7 @@ class WeightCodes {
   }
   /// A gradient that is there may become a step at any time, an inference tensor has no version, and
   /// tensors that share a storage need not share theirs.
-  bool may_change_unseen(const at::Tensor& weight, std::size_t holders) {
-    shared_ = shared_ && weight.storage().use_count() > holders;
+  bool may_change_unseen(const at::Tensor& weight) const {
     return weight.is_inference() || has_gradient(weight) || shared_;
   }
 
@@ -266,7 +266,7 @@ class WeightCodeCache {
       if (codes->expired()) return true;
       if (in_scope(impl)) return false;
       if (!codes->frozen()) codes->drop();
-      return codes->empty();
+      return codes->empty() && codes.use_count() == 1;  // else somebody is about to fill it
     });
   }
   /// How many weights have codes.

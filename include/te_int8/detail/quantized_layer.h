@@ -36,7 +36,7 @@ inline at::ScalarType output_dtype(const at::Tensor& x) {
 struct WeightRows {
   at::Tensor rows;  ///< for autograd: the parameter itself where it is whole
   int64_t first = 0;
-  std::size_t holders = 1;  ///< tensors of the operation that hold the weight's storage, itself included
+  std::size_t holders = 1;  ///< see WeightCodes::get
 };
 
 class QuantizedLayer {

@@ -60,6 +60,10 @@ struct Match {
   WeightRows part;
 };
 
+/// The rows of `live` that `operand` is a view of, transposed or not, if it is one.
+std::optional<WeightRows> rows_of(
+    const torch::Tensor& live, const torch::Tensor& operand, bool transposed);
+
 class Scope {
  public:
   Scope(torch::nn::Module& root, Mode mode, Recipe recipe);
@@ -88,21 +92,25 @@ class Scope {
 
     explicit Index(const std::vector<ScopedLayer>& layers);
     /// Whether a layer was given another weight since.
-    bool assigned() const;
+    bool assigned() const { return assigned(handles_); }
+    /// Whether a layer in full precision was, perhaps a quantized layer's.
+    bool full_precision_assigned() const { return assigned({handles_.data(), full_precision_}); }
     /// Whether `operand`, which was not found, may be a view of a weight that has got other data since.
     bool moved(const at::Tensor& operand) const;
     bool covers(const c10::TensorImpl* weight) const { return storage_of_.count(weight) > 0; }
     void forget_codes_missing_in(const Index& later) const;
 
    private:
-    /// The handles of a layer, and the weight that both held. Laid out for reading many in a row.
+    /// The handles of a layer, and the weight it had. Laid out for reading many in a row.
     struct Handles {
       const at::Tensor *original, *replacement;  ///< the same where the tree has no replacement
       const c10::TensorImpl* weight;
     };
     void add(const TiedLayers& layers);
+    static bool assigned(std::span<const Handles> handles);
 
     std::vector<Handles> handles_;
+    std::size_t full_precision_ = 0;  ///< so many of handles_, the first, are of layers in full precision
     ska::flat_hash_map<const c10::TensorImpl*, const c10::StorageImpl*> storage_of_;
     // Pinned, so that an address cannot come back as something else.
     std::vector<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> impls_;
@@ -114,7 +122,7 @@ class Scope {
   void rebuild_index();
   /// The weight that the layer of `operand` was given through the module tree, where the operand is that
   /// layer's former weight: the call began before the scope could tell the other handle.
-  at::Tensor successor_of(const at::Tensor& operand) const;
+  at::Tensor successor_of(const at::Tensor& operand, bool transposed) const;
   /// Forgets the codes of activations.
   void forget_activations() { activations_->clear(); }
   /// Whether it covers a layer of one of these modules.
