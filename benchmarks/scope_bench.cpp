@@ -93,7 +93,6 @@ BENCHMARK(UnguardedView)->Arg(0)->Arg(200);
 }  // namespace
 
 int main(int argc, char** argv) {
-  at::set_num_threads(1);  // host costs of tiny operations
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

@@ -1,43 +1,87 @@
+#include <te_int8/backends.h>
+
+#include <array>
 #include <cstdlib>
+#include <optional>
 #include <sstream>
-#include <string>
-#include <vector>
 
 #include <c10/util/Exception.h>
 
-#include <te_int8/backends.h>
-
 namespace te_int8::inline v0 {
 
+namespace {
+
+using detail::Backend;
+
+struct Entry {
+  Backend backend;
+  const char* name;
+  std::optional<c10::DeviceType> device;  ///< none: any
+};
+
+/// In the order in which "auto" tries them.
+constexpr std::array<Entry, 2> kEntries{{
+    {Backend::Cpu, "cpu", c10::DeviceType::CPU},
+    {Backend::Reference, "reference", std::nullopt},
+}};
+
+thread_local std::optional<Backend> backend_of_thread;
+
+}  // namespace
+
 std::vector<BackendInfo> backends() {
-  return {{.name = "reference", .usable = true, .reason = ""}};
+  std::vector<BackendInfo> result;
+  for (const auto& entry : kEntries) {
+    result.push_back({.name = entry.name, .usable = true, .reason = ""});
+  }
+  return result;
 }
 
 namespace detail {
 
-std::string resolve_backend(const std::string& requested) {
+Backend parse_backend(const std::string& requested) {
   std::string wanted = requested;
   const char* source = "Recipe::backend";
   if (wanted == "auto") {
     const char* environment = std::getenv("TE_INT8_BACKEND");
-    if (environment != nullptr && *environment != '\0') {
-      wanted = environment;
-      source = "TE_INT8_BACKEND";
-    }
+    if (environment == nullptr || *environment == '\0') return Backend::Auto;
+    wanted = environment;
+    source = "TE_INT8_BACKEND";
+    if (wanted == "auto") return Backend::Auto;
   }
-  std::ostringstream usable;
-  for (const auto& backend : backends()) {
-    if (backend.name == wanted || (wanted == "auto" && backend.usable)) {
-      TORCH_CHECK_VALUE(
-          backend.usable, "te_int8: back end '", wanted, "' (from ", source,
-          ") cannot be used here: ", backend.reason);
-      return backend.name;
-    }
-    if (backend.usable) usable << " '" << backend.name << "'";
+  std::ostringstream names;
+  for (const auto& entry : kEntries) {
+    if (wanted == entry.name) return entry.backend;
+    names << " '" << entry.name << "'";
   }
   TORCH_CHECK_VALUE(
-      false, "te_int8: expected ", source,
-      " to be 'auto' or one of this build's back ends:", usable.str(), ", got '", wanted, "'");
+      false, "te_int8: expected ", source, " to be 'auto' or one of this build's back ends:", names.str(),
+      ", got '", wanted, "'");
+}
+
+std::string backend_name(Backend backend, c10::DeviceType device) {
+  for (const auto& entry : kEntries) {
+    const bool fits = !entry.device || *entry.device == device;
+    if (backend == Backend::Auto ? !fits : backend != entry.backend) continue;
+    TORCH_CHECK_VALUE(
+        fits, "te_int8: expected a back end for ", device, ", got '", entry.name, "', which is for ",
+        *entry.device);
+    return entry.name;
+  }
+  TORCH_INTERNAL_ASSERT(false, "te_int8: a back end without an entry");
+}
+
+Backend current_backend() {
+  return backend_of_thread ? *backend_of_thread : parse_backend("auto");
+}
+
+BackendScope::BackendScope(Backend backend)
+    : before_(backend_of_thread.value_or(Backend::Auto)), was_set_(backend_of_thread.has_value()) {
+  backend_of_thread = backend;
+}
+
+BackendScope::~BackendScope() {
+  backend_of_thread = was_set_ ? std::optional(before_) : std::nullopt;
 }
 
 }  // namespace detail

@@ -84,10 +84,10 @@ std::string Scope::reason_against(const std::vector<std::string>& names) const {
 }
 
 void Scope::configure(std::vector<Layer> layers) {
-  std::vector<std::string> rule_backends;
-  const auto backend = resolve_backend(recipe_.backend());
+  std::vector<Backend> rule_backends;
+  const auto backend = parse_backend(recipe_.backend());
   for (const auto& rule : recipe_.rule_recipes())
-    rule_backends.push_back(resolve_backend(rule.backend()));
+    rule_backends.push_back(parse_backend(rule.backend()));
   layers_.resize(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) layers_[i].layer = std::move(layers[i]);
   // The globs see a tied weight under all of its names.
@@ -110,11 +110,11 @@ void Scope::configure(std::vector<Layer> layers) {
     if (!scoped.reason.empty()) continue;
 
     const Recipe* recipe = &recipe_;
-    const std::string* layer_backend = &backend;
+    auto layer_backend = backend;
     for (std::size_t i = 0; i < rule_backends.size(); ++i) {
       if (!matches_any({recipe_.rule_globs()[i]}, names)) continue;
       recipe = &recipe_.rule_recipes()[i];
-      layer_backend = &rule_backends[i];
+      layer_backend = rule_backends[i];
     }
     const LinearConfig config(*recipe);
     if (config.quantizes_nothing()) {
@@ -122,7 +122,8 @@ void Scope::configure(std::vector<Layer> layers) {
       continue;
     }
     scoped.quantized = std::make_shared<QuantizedLayer>(
-        scoped.layer.names.front(), mode_, config, *layer_backend, activations_);
+        scoped.layer.names.front(), mode_, config, layer_backend, activations_);
+    scoped.quantized->backend(scoped.weight().device().type());  // raises where it cannot compute
     if (scoped.layer.replaceable && !scoped.layer.slots.empty()) {
       scoped.replacement = std::make_shared<QuantizedLinearImpl>(scoped.layer.linear, OfScope());
     }
@@ -225,7 +226,7 @@ Report Scope::report() const {
       line.reason = "was given the weight of a layer in full precision";
     } else if (scoped.quantized) {
       line.action = "quantized";
-      line.backend = scoped.quantized->backend();
+      line.backend = scoped.quantized->backend(scoped.weight().device().type());
       line.calls = scoped.quantized->count().calls;
       line.bias_fused = line.calls > 0 && scoped.bias().defined() &&
                         scoped.quantized->count().fused_biases == line.calls;

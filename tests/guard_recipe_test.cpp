@@ -176,6 +176,7 @@ TEST_CASE("TE_INT8_BACKEND chooses for \"auto\", and an explicit recipe wins ove
     return line_of(AutocastGuard(model, Mode::QAT, recipe).report(), "fc1").backend;
   };
   CHECK(backend_of(Recipe().backend("reference")) == "reference");
+  CHECK(backend_of({}) == (test_device().is_cpu() ? "cpu" : "reference"));
   {
     const BackendVariable variable("reference");
     CHECK(backend_of({}) == "reference");

@@ -24,6 +24,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/torch.h>
 
+#include <te_int8/backends.h>
 #include <te_int8/detail/deferred.h>
 #include <te_int8/detail/operand.h>
 
@@ -61,12 +62,17 @@ struct PlainTensorOps {
 
 /// y = x W^T + b from codes, x [*,K] -> [*,N].
 inline at::Tensor multiply_codes(
-    const Operand& x, const Operand& weight, const at::Tensor& bias, at::ScalarType out_dtype) {
+    const Operand& x, Operand& weight, const at::Tensor& bias, at::ScalarType out_dtype) {
   auto sizes = x.data().sym_sizes().vec();
   sizes.back() = weight.data().sym_size(0);
-  const auto y = ops::scaled_mm(
-      x.matrix(), weight.data(), x.scales().reshape(-1), weight.scales(), as_optional(bias),
-      out_dtype);
+  const auto packed = weight.packed();
+  const auto y = packed.defined()
+                     ? scaled_mm_packed(
+                           x.matrix(), packed, weight.data().size(0), x.scales().reshape(-1),
+                           weight.scales(), as_optional(bias), out_dtype)
+                     : ops::scaled_mm(
+                           x.matrix(), weight.data(), x.scales().reshape(-1), weight.scales(),
+                           as_optional(bias), out_dtype);
   return sizes.size() == 2 ? y : at::_unsafe_view_symint(y, sizes);
 }
 
@@ -92,9 +98,10 @@ inline at::Tensor linear_forward(
 inline at::Tensor deferred_forward(LinearCall& call) {
   auto sizes = call.x->data().sizes().vec();
   sizes.back() = call.weight->data().size(0);
-  auto compute = [x = call.x, weight = call.weight, count = call.count,
-                  dtype = call.out_dtype](const at::Tensor& bias) {
+  auto compute = [x = call.x, weight = call.weight, count = call.count, dtype = call.out_dtype,
+                  backend = current_backend()](const at::Tensor& bias) {
     const PlainTensorOps plain;
+    const BackendScope same_backend(backend);
     auto y = multiply_codes(*x, *weight, bias, dtype);
     if (bias.defined() && count) ++count->fused_biases;
     return y;
@@ -125,6 +132,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     at::ScalarType x_dtype = at::kFloat;
     std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
     std::weak_ptr<Operand> cached_weight;  ///< has the transposed codes for all backwards
+    Backend backend = current_backend();
     GradientCount gradients;
 
     // Edges of the graph are counted over the inputs that are there.
@@ -187,6 +195,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
+      const BackendScope same_backend(context.backend);
       if (ctx->needs_input_grad(Context::kInputEdge))
         dx = grad_input(dy, context, saved[2], saved[3]);
       if (context.weight_dtype && ctx->needs_input_grad(Context::kWeightEdge)) {
@@ -215,9 +224,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     if (!weight) weight = std::make_shared<Operand>(data, scales, context.weight_form());
     at::Tensor dx;
     if (context.config.grad_input == Precision::Int8) {
-      const auto [dy_codes, dy_scales] = ops::quantize_rows(rows);
-      const auto [codes, code_scales] = weight->transposed_codes();
-      dx = ops::scaled_mm(dy_codes, codes, dy_scales, code_scales, {}, context.x_dtype);
+      dx = multiply_codes(
+          *Operand::make(rows, OperandForm::RowCodes), *weight->transposed(), {}, context.x_dtype);
     } else {
       dx = rows.matmul(weight->dequantized(dy.scalar_type())).to(context.x_dtype);
     }
@@ -233,9 +241,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const auto rows = as_rows(dy);
     Operand x(data, scales, context.x_form());
     if (context.config.grad_weight == Precision::Int8) {
-      const auto [dy_codes, dy_scales] = ops::quantize_columns(rows);
-      const auto [codes, code_scales] = x.transposed_codes();
-      return ops::scaled_mm(dy_codes, codes, dy_scales, code_scales, {}, *context.weight_dtype);
+      return multiply_codes(
+          *Operand::make(rows, OperandForm::ColumnCodes), *x.transposed(), {}, *context.weight_dtype);
     }
     return rows.t().matmul(x.dequantized(dy.scalar_type())).to(*context.weight_dtype);
   }

@@ -41,7 +41,7 @@ class TE_INT8_API QuantizedLinearImpl : public torch::nn::LinearImpl {
     if (mode == Mode::Off) return;
     layer_ = std::make_shared<detail::QuantizedLayer>(
         "QuantizedLinear", mode, detail::LinearConfig(recipe),
-        detail::resolve_backend(recipe.backend()), nullptr);
+        detail::parse_backend(recipe.backend()), nullptr);
   }
 
   /// Stands in a module tree for `original`; its calls are quantized as those of the original are,

@@ -192,7 +192,9 @@ class WeightCodes {
     auto& codes = forms_.at(static_cast<std::size_t>(form));
     if (!codes) {
       const OutsideInference outside;
-      codes.emplace(Operand::make(weight, form));
+      auto operand = Operand::make(weight, form);
+      operand->expect_reuse();
+      codes.emplace(std::move(operand));
       shared_ = weight.is_view() || weight.storage().use_count() > holders;
     }
     return {codes->get(), watch_.count()};

@@ -8,6 +8,7 @@
 
 #include <torch/types.h>
 
+#include <te_int8/detail/packed_codes.h>
 #include <te_int8/detail/stream_stamp.h>
 #include <te_int8/operators.h>
 #include <te_int8/recipe.h>
@@ -91,6 +92,23 @@ class Operand {
     return std::make_shared<Operand>(std::get<0>(codes), std::get<1>(codes), form);
   }
 
+  /// For many multiplications: packed() holds the codes a second time.
+  void expect_reuse() { reused_ = true; }
+
+  /// Rows [first, first + count) of an operand with codes by row, which stays alive with them.
+  static std::shared_ptr<Operand> rows_of(
+      const std::shared_ptr<Operand>& whole, int64_t first, int64_t count) {
+    const auto& scales = whole->scales_;
+    auto rows = std::make_shared<Operand>(
+        whole->data_.narrow(0, first, count),
+        whole->form_ == OperandForm::TensorCodes ? scales : scales.narrow(0, first, count), whole->form_);
+    if (whole->reused_ && first % kPanelRows == 0) {
+      rows->whole_ = whole;
+      rows->first_ = first;
+    }
+    return rows;
+  }
+
   const at::Tensor& data() const { return data_; }
   const at::Tensor& scales() const { return scales_; }
 
@@ -102,24 +120,46 @@ class Operand {
     return matrix().to(at::kFloat).mul_(scales_.reshape(-1).unsqueeze(1)).to(dtype);
   }
 
-  /// [C,R] codes with a scale per row of the transpose, for a reduction over R.
-  ops::Codes transposed_codes() {
-    if (form_ == OperandForm::ColumnCodes) return {data_, scales_};
-    const std::lock_guard lock(mutex_);
-    auto& [codes, code_scales] = transposed_;
-    if (!codes.defined()) {
-      transposed_ = ops::requantize_columns(matrix(), scales_.reshape(-1));
-      transposed_stamp_.emplace(codes.device());
+  /// The codes for scaled_mm_packed, made at most once; undefined where they are used once, or by a back end
+  /// that reads them as they are.
+  at::Tensor packed() {
+    if (whole_) {
+      const auto panels = whole_->packed();
+      if (!panels.defined()) return {};
+      const auto count = (data_.size(0) + kPanelRows - 1) / kPanelRows;
+      return panels.narrow(0, first_ / kPanelRows, count);
     }
-    transposed_stamp_->wait({codes, code_scales});
+    if (!reused_ || !can_pack(data_)) return {};
+    const std::lock_guard lock(mutex_);
+    if (!packed_.defined()) packed_ = pack_codes(matrix());
+    return packed_;
+  }
+
+  /// The transpose [C,R] by codes with a scale per row of its own, for a reduction over R.
+  std::shared_ptr<Operand> transposed() {
+    const std::lock_guard lock(mutex_);
+    if (!transposed_) {
+      auto codes = form_ == OperandForm::ColumnCodes
+                       ? ops::Codes{data_, scales_}
+                       : ops::requantize_columns(matrix(), scales_.reshape(-1));
+      transposed_ = std::make_shared<Operand>(
+          std::move(std::get<0>(codes)), std::move(std::get<1>(codes)), OperandForm::RowCodes);
+      if (reused_) transposed_->expect_reuse();
+      transposed_stamp_.emplace(transposed_->data_.device());
+    }
+    transposed_stamp_->wait({transposed_->data_, transposed_->scales_});
     return transposed_;
   }
 
  private:
   at::Tensor data_, scales_;
   OperandForm form_;
+  bool reused_ = false;
+  std::shared_ptr<Operand> whole_;  ///< whose packed codes serve, from row first_ on
+  int64_t first_ = 0;
   std::mutex mutex_;
-  ops::Codes transposed_;
+  at::Tensor packed_;
+  std::shared_ptr<Operand> transposed_;
   std::optional<StreamStamp> transposed_stamp_;
 };
 

@@ -42,15 +42,16 @@ struct WeightRows {
 class QuantizedLayer {
  public:
   QuantizedLayer(
-      std::string name, Mode mode, LinearConfig config, std::string backend,
+      std::string name, Mode mode, LinearConfig config, Backend backend,
       std::shared_ptr<ActivationCodes> activations)
       : name_(std::move(name)),
         mode_(mode),
         config_(config),
-        backend_(std::move(backend)),
+        backend_(backend),
         activations_(std::move(activations)) {}
 
-  const std::string& backend() const { return backend_; }
+  /// What computes for a weight on this device.
+  std::string backend(c10::DeviceType device) const { return backend_name(backend_, device); }
   const CallCount& count() const { return *count_; }
   bool int8_output() const { return config_.output == Precision::Int8; }
 
@@ -93,6 +94,8 @@ class QuantizedLayer {
       return y;
     }
 
+    if (backend_ != Backend::Auto) backend_name(backend_, x.device().type());  // raises where it cannot
+    const BackendScope backend(backend_);
     LinearCall call{.config = config_, .out_dtype = output_dtype(x), .count = count_};
     {
       const at::NoGradGuard no_grad;
@@ -150,16 +153,13 @@ class QuantizedLayer {
       call.weight = std::move(found.operand);
       return;
     }
-    const auto& scales = found.operand->scales();
-    call.weight = std::make_shared<Operand>(
-        found.operand->data().narrow(0, part.first, count),
-        form == OperandForm::TensorCodes ? scales : scales.narrow(0, part.first, count), form);
+    call.weight = Operand::rows_of(found.operand, part.first, count);
   }
 
   std::string name_;
   Mode mode_;
   LinearConfig config_;
-  std::string backend_;
+  Backend backend_;
   std::shared_ptr<ActivationCodes> activations_;
   std::shared_ptr<CallCount> count_ = std::make_shared<CallCount>();
 };

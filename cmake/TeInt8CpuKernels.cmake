@@ -1,0 +1,22 @@
+# Compiles the kernels of the back end "cpu" once per instruction set; src/cpu/isa.cpp chooses at run time.
+# They see no Torch header, so no function that a linker could share with other code is compiled for a
+# processor that may not be there.
+set(te_int8_isas plain)
+set(te_int8_isa_flags_plain)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  list(APPEND te_int8_isas avx2 avx512_vnni)
+  set(te_int8_isa_flags_avx2 -mavx2 -mfma -mf16c)
+  set(te_int8_isa_flags_avx512_vnni
+    -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c)
+endif()
+foreach(isa IN LISTS te_int8_isas)
+  add_library(te_int8_cpu_${isa} OBJECT src/cpu/kernels.cpp)
+  target_compile_features(te_int8_cpu_${isa} PRIVATE cxx_std_20)
+  target_compile_definitions(te_int8_cpu_${isa} PRIVATE TE_INT8_ISA=${isa})
+  # A fused multiply-add would round once where the number format rounds twice. GCC 12's own headers warn.
+  target_compile_options(te_int8_cpu_${isa} PRIVATE
+    -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math ${te_int8_isa_flags_${isa}}
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized;-Wno-maybe-uninitialized>)
+  target_link_libraries(te_int8_cpu_${isa} PRIVATE te_int8_flags)
+  target_sources(te_int8 PRIVATE $<TARGET_OBJECTS:te_int8_cpu_${isa}>)
+endforeach()

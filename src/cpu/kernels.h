@@ -1,0 +1,60 @@
+// INT8 kernels for the CPU, compiled once per instruction set from kernels.cpp. They know raw pointers
+// and no Torch; backend.cpp splits work among threads and calls them.
+//
+// A weight [N,K] is multiplied from panels of kPanel output channels, in which four consecutive codes of
+// one channel stand together, as the instructions for dot products of bytes want it:
+//
+//   panel [ceil(K/4)][kPanel][4] of uint8, code + 128; channels and codes beyond N and K are 128 (zero)
+//
+// Activations stay signed, so the product of a panel with codes x is sum(x w) + 128 sum(x); the second
+// term is taken off again. Everything is modulo 2^32, so it is exact where the true sum fits an int32.
+#pragma once
+
+#include <cstdint>
+
+namespace te_int8::cpu {
+
+inline constexpr int64_t kPanel = 32;   ///< output channels in a panel
+
+inline int64_t padded_depth(int64_t k) { return (k + 3) / 4 * 4; }
+inline int64_t panel_bytes(int64_t k) { return padded_depth(k) * kPanel; }
+inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+enum class Type { Float, BFloat16, Half, Double, Int32 };
+
+/// What happens to the sums of `rows` x `columns` (at most kPanel) before they are stored.
+struct Epilogue {
+  Type type;               ///< of the output; Int32 stores raw sums
+  void* out;               ///< [rows, columns], `ld` elements from row to row
+  int64_t ld;
+  const float* x_scales;   ///< one a row, `x_step` elements apart (0: one for all); null: 1
+  int64_t x_step;
+  const float* w_scales;   ///< kPanel values; null: 1
+  const float* bias;       ///< kPanel values; null: none
+};
+
+struct Kernels {
+  const char* name;
+  /// amax, scale and codes of one row, as te_int8/number_format.h defines them.
+  void (*quantize_row)(const float* x, int64_t k, int8_t* codes, float* scale);
+  /// `count` values of `type` (no Int32) as floats.
+  void (*to_float)(Type type, const void* x, int64_t count, float* out);
+  /// float(code) * scale.
+  void (*dequantize)(const int8_t* codes, float scale, int64_t count, float* out);
+  /// max |x| of each of `count` columns over `rows` rows, as bits: amax = max(amax, |x|).
+  void (*column_amax)(const float* x, int64_t count, uint32_t* amax);
+  /// From those bits: scales, and the inverses by which values are multiplied, 0 where there are no codes.
+  void (*column_scales)(const uint32_t* amax, int64_t count, float* scales, float* inverses);
+  /// Codes of one row of values with an inverse scale per column.
+  void (*quantize_by_column)(const float* x, const float* inverse, int64_t count, int8_t* codes);
+  /// Fills a panel from rows of codes [columns, K], `ld` apart; columns <= kPanel.
+  void (*pack)(const int8_t* codes, int64_t ld, int64_t columns, int64_t k, uint8_t* panel);
+  /// sum(codes) of a row of padded_depth(k) codes.
+  int32_t (*row_sum)(const int8_t* codes, int64_t depth);
+  /// rows of padded codes, `x_ld` apart, times one panel.
+  void (*multiply)(
+      const int8_t* x, int64_t x_ld, const int32_t* x_sums, int64_t rows, const uint8_t* panel,
+      int64_t depth, int64_t columns, const Epilogue& epilogue);
+};
+
+}  // namespace te_int8::cpu

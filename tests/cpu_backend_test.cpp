@@ -1,0 +1,134 @@
+// The back end "cpu" against the reference, bit for bit. ctest runs this file once per instruction set.
+#include <cstdlib>
+#include <filesystem>
+
+#include <te_int8/backends.h>
+#include <te_int8/number_format.h>
+
+#include "guard_support.h"
+
+using namespace te_int8_test;
+namespace ops = te_int8::ops;
+namespace reference = te_int8::reference;
+
+namespace {
+
+/// Skips where TE_INT8_CPU_ISA names an instruction set that the processor lacks, and off the CPU.
+void skip_where_it_cannot_run() {
+  SKIP_UNLESS_CPU();
+  const auto error = error_of([] { ops::quantize_rows(torch::ones({1, 1})); });
+  if (error.find("which it lacks") != std::string::npos) SKIP(error);
+}
+
+const std::vector<at::ScalarType> kFloats{at::kFloat, at::kDouble, at::kHalf, at::kBFloat16};
+
+/// The shapes of all tests, and some that fill whole tiles, blocks and panels and go beyond them.
+std::vector<Shape> matrices() {
+  auto result = shapes();
+  for (const int64_t rows : {11, 12, 13, 63, 64, 65, 95, 96, 97, 193}) {
+    for (const int64_t columns : {4, 63, 64, 65, 258}) result.emplace_back(rows, columns);
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("codes and scales of the cpu back end are the reference's", "[cpu][numbers]") {
+  skip_where_it_cannot_run();
+  torch::manual_seed(71);
+  int64_t i = 0;
+  for (const auto& [rows, columns] : matrices()) {
+    const auto dtype = kFloats[static_cast<std::size_t>(i) % kFloats.size()];
+    const auto layout = static_cast<Layout>(i++ % kLayouts);
+    CAPTURE(rows, columns, dtype, static_cast<int>(layout));
+    const auto x = lay_out(random_matrix(rows, columns, dtype, /*special=*/true), layout);
+    const auto by_row = ops::quantize_rows(x);
+    REQUIRE(same(by_row, reference::quantize_rows(x, "row")));
+    REQUIRE(same(ops::quantize_rows(x, "tensor"), reference::quantize_rows(x, "tensor")));
+    REQUIRE(same(ops::quantize_columns(x), reference::quantize_columns(x)));
+    const auto& [codes, scales] = by_row;
+    REQUIRE(same(ops::requantize_columns(codes, scales), reference::requantize_columns(codes, scales)));
+    const auto one = torch::full({1}, 0.37F);
+    REQUIRE(same(ops::requantize_columns(lay_out(codes, layout), one), reference::requantize_columns(lay_out(codes, layout), one)));
+  }
+}
+
+TEST_CASE("sums and results of the cpu back end are the reference's", "[cpu][numbers]") {
+  skip_where_it_cannot_run();
+  torch::manual_seed(72);
+  int64_t i = 0;
+  for (const auto& [rows, depth] : matrices()) {
+    const int64_t columns = i % 7 == 0 ? i % 200 : 1 + i * 13 % 71;
+    const auto layout = static_cast<Layout>(i % kLayouts);
+    const auto dtype = kFloats[static_cast<std::size_t>(i / 7) % kFloats.size()];
+    CAPTURE(rows, depth, columns, dtype, static_cast<int>(layout));
+    const auto a = lay_out(random_codes(rows, depth), layout), b = lay_out(random_codes(columns, depth), layout);
+    REQUIRE(same(ops::scaled_mm(a, b, {}, {}, {}, at::kInt), reference::scaled_mm(a, b, {}, {}, {}, at::kInt)));
+    using Optional = std::optional<Tensor>;
+    const auto a_scales = i % 3 == 0 ? Optional() : Optional(torch::rand({i % 3 == 1 ? rows : 1}));
+    const auto b_scales = i % 5 == 0 ? Optional() : Optional(torch::rand({i % 5 == 1 ? 1 : columns}));
+    const auto bias = i % 2 == 0 ? Optional() : Optional(torch::randn({columns}).to(dtype));
+    REQUIRE(same(ops::scaled_mm(a, b, a_scales, b_scales, bias, dtype),
+                 reference::scaled_mm(a, b, a_scales, b_scales, bias, dtype)));
+    ++i;
+  }
+}
+
+TEST_CASE("extreme codes over the deepest sums are exact", "[cpu][numbers]") {
+  skip_where_it_cannot_run();
+  for (const int64_t depth : {131'071, 131'072, 140'001}) {
+    for (const int value : {-128, 127}) {
+      const auto a = torch::full({3, depth}, -128, at::kChar), b = torch::full({2, depth}, value, at::kChar);
+      const auto expected = -128.0 * value * static_cast<double>(depth);
+      const auto sums = ops::scaled_mm(a, b, {}, {}, {}, at::kDouble);
+      CHECK(sums.eq(static_cast<double>(static_cast<float>(expected))).all().item<bool>());
+    }
+  }
+}
+
+TEST_CASE("a guarded model computes the same bits by both back ends", "[cpu][guard]") {
+  skip_where_it_cannot_run();
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16, at::kHalf, at::kDouble);
+  const auto recipe = GENERATE(Recipe::qat(), Recipe::switchback(), Recipe::int8_training());
+  torch::manual_seed(73);
+  nn::TransformerDecoder model(nn::TransformerDecoderOptions(
+      nn::TransformerDecoderLayerOptions(64, 2).dim_feedforward(100).dropout(0.0), 2));
+  model->to(dtype);
+  const auto x = torch::randn({5, 2, 64}).to(dtype), memory = torch::randn({7, 2, 64}).to(dtype);
+  const auto run = [&](const std::string& backend) {
+    model->zero_grad();
+    Recipe by = recipe;
+    const AutocastGuard guard(model, Mode::QAT, by.backend(backend));
+    for (int i = 0; i < 2; ++i) model(x, memory).pow(2).sum().backward();  // the second one meets a gradient
+    CHECK(line_of(guard.report(), "layers.0.linear1").backend == backend);
+    std::vector<Tensor> results{model(x, memory).detach()};
+    for (const auto& parameter : model->parameters()) results.push_back(parameter.grad().clone());
+    return results;
+  };
+  const auto by_cpu = run("cpu"), by_reference = run("reference");
+  for (std::size_t i = 0; i < by_cpu.size(); ++i) {
+    CAPTURE(i, dtype);
+    CHECK(same(by_cpu[i], by_reference[i]));
+  }
+}
+
+TEST_CASE("\"auto\" is the cpu back end on the CPU, and \"cpu\" is refused elsewhere", "[cpu][guard]") {
+  skip_where_it_cannot_run();
+  using te_int8::detail::Backend;
+  using te_int8::detail::backend_name;
+  CHECK(backend_name(Backend::Auto, at::kCPU) == "cpu");
+  CHECK(backend_name(Backend::Auto, at::kCUDA) == "reference");
+  const auto message = error_of([] { backend_name(Backend::Cpu, at::kCUDA); });
+  CHECK(message.find("expected a back end for cuda, got 'cpu'") != std::string::npos);
+}
+
+TEST_CASE("child: an instruction set that does not exist", "[.][cpu_isa_child]") {
+  CHECK(error_of([] { ops::quantize_rows(torch::ones({2, 2})); })
+            .find("expected TE_INT8_CPU_ISA to be one of ") != std::string::npos);
+}
+
+TEST_CASE("an unknown instruction set is an error that lists those there are", "[cpu][errors]") {
+  SKIP_UNLESS_CPU();
+  const auto self = std::filesystem::read_symlink("/proc/self/exe").string();
+  CHECK(std::system(("TE_INT8_CPU_ISA=mmx '" + self + "' '[cpu_isa_child]' > /dev/null").c_str()) == 0);
+}
