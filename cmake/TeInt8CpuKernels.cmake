@@ -20,3 +20,15 @@ foreach(isa IN LISTS te_int8_isas)
   target_link_libraries(te_int8_cpu_${isa} PRIVATE te_int8_flags)
   target_sources(te_int8 PRIVATE $<TARGET_OBJECTS:te_int8_cpu_${isa}>)
 endforeach()
+
+# at::parallel_for runs on LibTorch's threads only where it is compiled with OpenMP, and only with the OpenMP
+# library that LibTorch itself loads is there one pool of threads. (A precompiled header would have to
+# agree on the flag.)
+file(GLOB te_int8_openmp ${TE_INT8_TORCH_ROOT}/lib/libgomp*.so*)
+if(NOT te_int8_openmp)
+  set(te_int8_openmp gomp)
+endif()
+list(GET te_int8_openmp 0 te_int8_openmp)
+target_link_libraries(te_int8 PRIVATE ${te_int8_openmp})
+set_source_files_properties(src/cpu/backend.cpp PROPERTIES
+  COMPILE_OPTIONS -fopenmp SKIP_PRECOMPILE_HEADERS ON)
