@@ -256,33 +256,41 @@ Tensor scaled_mm_packed(
   const auto x_scales = a_scales ? a_scales->contiguous() : Tensor();
   const auto w_scales = by_column(b_scales, columns), added = by_column(bias, columns);
   const auto* panels = packed.const_data_ptr<uint8_t>();
-  const int64_t panel_count = cpu::panels(columns), blocks = (rows + kBlock - 1) / kBlock;
+  const int64_t panel_count = cpu::panels(columns);
   const auto type = type_of(dtype);
   auto* out = static_cast<char*>(result.mutable_data_ptr());
   const auto element = static_cast<int64_t>(result.element_size());
 
-  const int64_t work = std::min(rows, kBlock) * cpu::kPanel * (depth + 32) / 64;
-  at::parallel_for(0, blocks * panel_count, grain(work), [&](int64_t begin, int64_t end) {
-    Block block(x.const_data_ptr<int8_t>(), depth);
-    int64_t loaded = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t b = task / panel_count, panel = task % panel_count;
-      const int64_t first = b * kBlock, count = std::min(kBlock, rows - first);
-      if (b != loaded) block.load(first, count);
-      loaded = b;
-      const int64_t column = panel * cpu::kPanel;
-      const cpu::Epilogue epilogue{
-          .type = type,
-          .out = out + (first * columns + column) * element,
-          .ld = columns,
-          .x_scales = x_scales.defined() ? x_scales.const_data_ptr<float>() + (x_scales.size(0) == 1 ? 0 : first) : nullptr,
-          .x_step = x_scales.defined() && x_scales.size(0) != 1 ? 1 : 0,
-          .w_scales = w_scales.empty() ? nullptr : w_scales.data() + column,
-          .bias = added.empty() ? nullptr : added.data() + column};
-      block.multiply(
-          count, panels + panel * cpu::panel_bytes(depth), std::min(cpu::kPanel, columns - column), epilogue);
-    }
-  });
+  // Divided by rows x panels, as the last block may be a small one; a thread takes the products of a block
+  // and a panel that begin in its part.
+  at::parallel_for(
+      0, rows * panel_count, grain(cpu::kPanel * (depth + 32) / 64), [&](int64_t begin, int64_t end) {
+        Block block(x.const_data_ptr<int8_t>(), depth);
+        for (int64_t first = begin / panel_count / kBlock * kBlock; first * panel_count < end; first += kBlock) {
+          const int64_t count = std::min(kBlock, rows - first), origin = first * panel_count;
+          const auto panel_at = [&](int64_t place) {
+            return std::clamp<int64_t>((place - origin + count - 1) / count, 0, panel_count);
+          };
+          const int64_t first_panel = begin <= origin ? 0 : panel_at(begin), last_panel = panel_at(end);
+          if (first_panel < last_panel) block.load(first, count);
+          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            const int64_t column = panel * cpu::kPanel;
+            const cpu::Epilogue epilogue{
+                .type = type,
+                .out = out + (first * columns + column) * element,
+                .ld = columns,
+                .x_scales = x_scales.defined()
+                                ? x_scales.const_data_ptr<float>() + (x_scales.size(0) == 1 ? 0 : first)
+                                : nullptr,
+                .x_step = x_scales.defined() && x_scales.size(0) != 1 ? 1 : 0,
+                .w_scales = w_scales.empty() ? nullptr : w_scales.data() + column,
+                .bias = added.empty() ? nullptr : added.data() + column};
+            block.multiply(
+                count, panels + panel * cpu::panel_bytes(depth), std::min(cpu::kPanel, columns - column),
+                epilogue);
+          }
+        }
+      });
   return result;
 }
 

@@ -151,6 +151,7 @@ void quantize_by_column(const float* x, const float* inverse, int64_t count, int
 
 void pack(const int8_t* codes, int64_t ld, int64_t columns, int64_t k, uint8_t* panel) {
   const int64_t whole = k / 4, depth = padded_depth(k);
+  if (k == 0) return;  // a tensor without elements may have no address
   if (columns < kPanel || depth != k) std::memset(panel, 128, static_cast<std::size_t>(panel_bytes(k)));
   for (int64_t column = 0; column < columns; ++column) {
     const auto* from = codes + column * ld;
