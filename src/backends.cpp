@@ -75,14 +75,11 @@ Backend current_backend() {
   return backend_of_thread ? *backend_of_thread : parse_backend("auto");
 }
 
-BackendScope::BackendScope(Backend backend)
-    : before_(backend_of_thread.value_or(Backend::Auto)), was_set_(backend_of_thread.has_value()) {
+BackendScope::BackendScope(Backend backend) : before_(backend_of_thread) {
   backend_of_thread = backend;
 }
 
-BackendScope::~BackendScope() {
-  backend_of_thread = was_set_ ? std::optional(before_) : std::nullopt;
-}
+BackendScope::~BackendScope() { backend_of_thread = before_; }
 
 }  // namespace detail
 }  // namespace te_int8::inline v0

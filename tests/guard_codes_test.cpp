@@ -1,4 +1,4 @@
-// The codes of weights and activations: made once per state, never of a state that has passed, and
+// The codes of weights: made once per state, never of a state that has passed, and
 // gone when nobody needs them.
 #include <functional>
 
@@ -180,56 +180,6 @@ TEST_CASE("a weight is quantized once until it changes", "[guard][codes]") {
   CHECK(counter.of(w.weight()) == 2);
 }
 
-TEST_CASE("an activation that feeds three layers is quantized once", "[guard][codes]") {
-  const auto shape = GENERATE(std::vector<int64_t>{6, 8}, std::vector<int64_t>{2, 3, 8});
-  nn::ModuleList projections;
-  for (int i = 0; i < 3; ++i) projections->push_back(nn::Linear(8, 4));
-  const AutocastGuard guard(projections, Mode::QAT);
-  const auto x = torch::randn(shape);
-  const QuantizationCounter counter;
-  for (int i = 0; i < 3; ++i) {
-    CHECK(same(projections->at<nn::LinearImpl>(static_cast<std::size_t>(i)).forward(x),
-               int8_result(projections->at<nn::LinearImpl>(static_cast<std::size_t>(i)), x.clone())));
-  }
-  CHECK(counter.of(x) == 1);
-}
-
-TEST_CASE("an activation's codes are found through a reshape", "[guard][codes]") {
-  TwoLayers model;
-  const AutocastGuard guard(model, Mode::QAT);
-  const auto x = torch::randn({2, 3, 8});
-  const QuantizationCounter counter;
-  model->first(x);
-  CHECK(same(model->second(x.view({6, 8})), int8_result(*model->second, x.clone().view({6, 8}))));
-  CHECK(counter.of(x) == 1);
-}
-
-TEST_CASE("a buffer that is refilled between two calls of a layer is read again", "[guard][codes]") {
-  SKIP_UNLESS_CPU();
-  OneLayer model;
-  const AutocastGuard guard(model, Mode::QAT);
-  const torch::NoGradGuard no_grad;
-  std::vector<float> buffer(40, 1.0F);
-  const auto x = torch::from_blob(buffer.data(), {5, 8});
-  model->forward(x);
-  const auto write = GENERATE(0, 1, 2);
-  if (write == 0) buffer[7] = -3;
-  if (write == 1) x.data().mul_(-2).add_(torch::randn({5, 8}));
-  if (write == 2) x.copy_(torch::randn({5, 8}));
-  CHECK(same(model->forward(x), int8_result(*model->fc, x)));
-}
-
-TEST_CASE("activations of one memory but two dtypes are two activations", "[guard][codes]") {
-  TwoLayers model;
-  model->first->to(torch::kBFloat16);
-  model->second->to(torch::kHalf);
-  const AutocastGuard guard(model, Mode::QAT);
-  const auto x = torch::randn({5, 8}).to(torch::kBFloat16);
-  model->first(x);
-  const auto as_half = x.view(torch::kHalf);
-  CHECK(same(model->second(as_half), int8_result(*model->second, as_half.clone())));
-}
-
 TEST_CASE("what InferenceMode has quantized can be trained with", "[guard][codes]") {
   TwoLayers model;
   const auto x = torch::randn({5, 8}).set_requires_grad(true);
@@ -332,22 +282,6 @@ TEST_CASE("a weight that is computed anew for each step does not pile up codes",
   CHECK(held_codes() <= before + 2);
 }
 
-TEST_CASE("neither the graph nor the scope keeps an activation alive", "[guard][codes]") {
-  SKIP_UNLESS_CPU();
-  OneLayer model;
-  const AutocastGuard guard(model, Mode::QAT);
-  std::vector<float> buffer(40, 1.0F);
-  bool freed = false;
-  Tensor y;
-  {
-    const auto x = torch::from_blob(buffer.data(), {5, 8}, [&](void*) { freed = true; });
-    y = model->forward(x);
-  }
-  CHECK(freed);
-  y.sum().backward();
-  CHECK(model->fc->weight.grad().defined());
-}
-
 TEST_CASE("a model whose weight was frozen inside goes when its owner lets it go", "[guard][codes]") {
   c10::weak_intrusive_ptr<c10::TensorImpl> weight(torch::randn({1}).getIntrusivePtr());
   const auto before = held_codes();
@@ -430,17 +364,6 @@ TEST_CASE("a weight that is frozen for an evaluation between backward and step i
   w.sgd.step();
   w.sgd.zero_grad();
   CHECK(evaluate());
-}
-
-TEST_CASE("a tensor that starts its versions anew over an activation's memory is another activation", "[guard][codes]") {
-  TwoLayers model;
-  const AutocastGuard guard(model, Mode::QAT);
-  const torch::NoGradGuard no_grad;
-  const auto x = torch::randn({5, 8});
-  model->first(x);
-  x.mul_(-3).add_(1);
-  const auto renewed = x.data();
-  CHECK(same(model->second(renewed), int8_result(*model->second, x.clone())));
 }
 
 TEST_CASE("refresh leaves other models alone", "[guard][codes]") {

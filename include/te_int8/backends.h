@@ -1,6 +1,7 @@
 // Back ends: who computes the integer matmul and the quantization on a device.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,7 @@ TE_INT8_API std::string backend_name(Backend backend, c10::DeviceType device);
 /// what "auto" means.
 TE_INT8_API Backend current_backend();
 
+/// Sets it for the calling thread, for as long as it lives.
 class TE_INT8_API BackendScope {
  public:
   explicit BackendScope(Backend backend);
@@ -46,8 +48,7 @@ class TE_INT8_API BackendScope {
   BackendScope& operator=(const BackendScope&) = delete;
 
  private:
-  Backend before_;
-  bool was_set_;
+  std::optional<Backend> before_;
 };
 
 }  // namespace detail
