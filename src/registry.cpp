@@ -238,6 +238,17 @@ std::optional<RoutedLayer> find_inherited(const torch::Tensor& operand, bool tra
 
 }  // namespace
 
+namespace {
+
+/// Whether `operand` can be W^T of any weight, present or former: then somebody else holds its storage, or
+/// it is known as a view. Spares most matmuls that are no layer's the scan of all layers.
+bool may_be_a_transpose(const torch::Tensor& operand) {
+  return operand.unsafeGetTensorImpl()->unsafe_storage().use_count() > 1 || operand.is_inference() ||
+         operand.is_view();
+}
+
+}  // namespace
+
 std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed) {
   if (operand.dim() != 2 || !operand.has_storage()) return std::nullopt;
   auto& frames = thread_frames();
@@ -246,6 +257,7 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
           frames, [](const Frame& frame) { return frame.membership->open.load(); })) {
     prune_frames();  // another thread has ended a scope of this one: its model is not ours to keep
   }
+  if (transposed && !may_be_a_transpose(operand)) return std::nullopt;
   for (bool again = true; again;) {
     again = false;
     for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
