@@ -32,7 +32,7 @@ float half_to_float(uint16_t half) {
   return from_bits(sign | to_bits(from_bits(magnitude << 13) * from_bits(0x77800000)));
 }
 
-uint16_t float_to_half(float value) {
+[[maybe_unused]] uint16_t float_to_half(float value) {
   const uint32_t bits = to_bits(value), magnitude = bits & kMagnitude;
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   if (magnitude > kInfinity) return static_cast<uint16_t>(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
@@ -45,7 +45,7 @@ uint16_t float_to_half(float value) {
   return static_cast<uint16_t>(sign | (rounded - 0x38000000) >> 13);
 }
 
-uint16_t float_to_bfloat16(float value) {
+[[maybe_unused]] uint16_t float_to_bfloat16(float value) {
   const uint32_t bits = to_bits(value);
   if ((bits & kMagnitude) > kInfinity) return 0x7fc0;
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);

@@ -19,9 +19,22 @@ namespace {
 /// which would lose a NaN.
 uint32_t amax_bits(const float* x, int64_t k) {
   uint32_t amax = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    const uint32_t magnitude = to_bits(x[i]) & kMagnitude;
-    amax = magnitude > amax ? magnitude : amax;
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  const auto magnitude = _mm512_set1_epi32(static_cast<int32_t>(kMagnitude));
+  __m512i most[4] = {};
+  for (; i + 64 <= k; i += 64) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      most[j] = _mm512_max_epu32(most[j], _mm512_and_si512(_mm512_loadu_si512(x + i + 16 * j), magnitude));
+    }
+  }
+  amax = _mm512_reduce_max_epu32(
+      _mm512_max_epu32(_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3])));
+#endif
+  for (; i < k; ++i) {
+    const uint32_t bits = to_bits(x[i]) & kMagnitude;
+    amax = bits > amax ? bits : amax;
   }
   return amax;
 }
@@ -31,6 +44,21 @@ int8_t code_of(float x, float inverse) {
   rounded = rounded < -127 ? -127 : rounded;
   rounded = rounded > 127 ? 127 : rounded;
   return static_cast<int8_t>(static_cast<int32_t>(rounded));
+}
+
+/// Codes of finite values with one inverse.
+void codes_of(const float* x, int64_t k, float inverse, int8_t* codes) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  // Rounds to nearest even, as the reference does. |x| inverse is at most 127 (1 + 2^-22), so that no code
+  // needs to be clamped.
+  const auto factor = _mm512_set1_ps(inverse);
+  for (; i + 16 <= k; i += 16) {
+    const auto rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(rounded));
+  }
+#endif
+  for (; i < k; ++i) codes[i] = code_of(x[i], inverse);
 }
 
 /// The inverse by which values of this amax are multiplied; 0 where there are no codes.
@@ -44,10 +72,10 @@ float scale_of(uint32_t amax_bits, float* scale) {
 void quantize_row(const float* x, int64_t k, int8_t* codes, float* scale) {
   const float inverse = scale_of(amax_bits(x, k), scale);
   if (inverse == 0) {
-    for (int64_t i = 0; i < k; ++i) codes[i] = 0;
+    if (k > 0) std::memset(codes, 0, static_cast<std::size_t>(k));
     return;
   }
-  for (int64_t i = 0; i < k; ++i) codes[i] = code_of(x[i], inverse);
+  codes_of(x, k, inverse, codes);
 }
 
 void dequantize(const int8_t* codes, float scale, int64_t count, float* out) {
