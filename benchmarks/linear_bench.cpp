@@ -1,5 +1,5 @@
-// Linear layers: a quantized forward on the CPU, dynamic quantization and bias included, beside LibTorch's
-// fp32 and bf16 in the same run. Threads: OMP_NUM_THREADS. Rows are M, N, K.
+// Linear layers: a quantized forward on the CPU, and a forward with its backward, dynamic quantization and bias
+// included, beside LibTorch's fp32 and bf16 in the same run. Threads: OMP_NUM_THREADS. Rows are M, N, K.
 #include <algorithm>
 #include <vector>
 
@@ -53,6 +53,41 @@ void LinearInt8(benchmark::State& state) {
   layers.run(state);
 }
 
+/// Forward and backward of a layer whose weight changes before each, as in training, so that making its codes is
+/// counted. `train` computes y from x in whichever precision.
+template <typename Train>
+void step(benchmark::State& state, at::ScalarType dtype, const Train& train) {
+  const auto m = state.range(0), n = state.range(1), k = state.range(2);
+  torch::nn::Linear layer(k, n);
+  layer->to(dtype);
+  const auto x = torch::randn({m, k}).to(dtype).requires_grad_();
+  const auto dy = torch::randn({m, n}).to(dtype) * 1e-4;
+  for (auto _ : state) {
+    state.PauseTiming();
+    layer->zero_grad();
+    x.mutable_grad().reset();
+    {
+      const torch::NoGradGuard no_grad;
+      layer->weight.mul_(1.0);  // a new version, as after an optimizer's step
+    }
+    state.ResumeTiming();
+    train(layer, x).backward(dy);
+  }
+}
+
+void LinearStepFp32(benchmark::State& state) {
+  step(state, at::kFloat, [](auto& layer, const auto& x) { return layer->forward(x); });
+}
+void LinearStepBf16(benchmark::State& state) {
+  step(state, at::kBFloat16, [](auto& layer, const auto& x) { return layer->forward(x); });
+}
+void LinearStepInt8(benchmark::State& state) {
+  step(state, at::kFloat, [](auto& layer, const auto& x) {
+    const AutocastGuard guard(layer, Mode::QAT, te_int8::Recipe::int8_training());
+    return layer->forward(x);
+  });
+}
+
 void sizes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"M", "N", "K"})->Unit(benchmark::kMillisecond)->UseRealTime();
   for (const auto& size : {std::vector<int64_t>{128, 1024, 1024}, {512, 1024, 1024}, {512, 4096, 1024}, {512, 1024, 4096},
@@ -60,8 +95,15 @@ void sizes(benchmark::internal::Benchmark* bench) {
     bench->Args(size);
   }
 }
+void training_sizes(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"M", "N", "K"})->Unit(benchmark::kMillisecond)->UseRealTime();
+  for (const auto& size : {std::vector<int64_t>{512, 1024, 1024}, {512, 4096, 1024}}) bench->Args(size);
+}
 BENCHMARK(LinearFp32)->Apply(sizes);
 BENCHMARK(LinearBf16)->Apply(sizes);
 BENCHMARK(LinearInt8)->Apply(sizes);
+BENCHMARK(LinearStepFp32)->Apply(training_sizes);
+BENCHMARK(LinearStepBf16)->Apply(training_sizes);
+BENCHMARK(LinearStepInt8)->Apply(training_sizes);
 
 }  // namespace
