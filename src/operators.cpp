@@ -5,6 +5,7 @@
 #include <torch/library.h>
 #include <torch/torch.h>
 
+#include <te_int8/detail/panel_cache.h>
 #include <te_int8/detail/quantized_layer.h>
 #include <te_int8/number_format.h>
 
@@ -57,6 +58,7 @@ Tensor linear_prequantized(
   };
   detail::LinearCall call{.config = {}, .out_dtype = dtype};
   call.weight = std::make_shared<Operand>(codes, scales, form(scales));
+  call.weight->take_packed(detail::PanelCache::instance().get(codes));
   if (x_scales) call.x = std::make_shared<Operand>(x, *x_scales, form(*x_scales));
   return detail::call_linear(x, Tensor(), or_undefined(bias), std::move(call));
 }

@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <te_int8/detail/deferred.h>
+#include <te_int8/detail/panel_cache.h>
 #include <te_int8/detail/scope.h>
 #include <te_int8/guard.h>
 
@@ -26,6 +27,11 @@ std::recursive_mutex& registry_mutex() {
 WeightCodeCache& WeightCodeCache::instance() {
   // Never destroyed: a backward may still come while the process ends.
   static auto* cache = new WeightCodeCache;
+  return *cache;
+}
+
+PanelCache& PanelCache::instance() {
+  static auto* cache = new PanelCache;
   return *cache;
 }
 
@@ -304,6 +310,7 @@ void refresh(torch::nn::Module& model) {
     live.scope->rebuild_index();                     // so that the layers know what was assigned
     live.scope->forget_activations();
   }
+  detail::PanelCache::instance().clear();  // its buffers' panels, and others', which are made again
   auto& cache = detail::WeightCodeCache::instance();
   for (const auto& parameter : model.parameters()) cache.forget(parameter.unsafeGetTensorImpl());
   for (const auto& layer : found.layers) {

@@ -3,9 +3,11 @@
 #include <filesystem>
 
 #include <te_int8/backends.h>
+#include <te_int8/detail/panel_cache.h>
 #include <te_int8/number_format.h>
 
 #include "guard_support.h"
+#include "linear_calls.h"
 
 using namespace te_int8_test;
 namespace ops = te_int8::ops;
@@ -28,6 +30,7 @@ std::vector<Shape> matrices() {
   for (const int64_t rows : {11, 12, 13, 63, 64, 65, 95, 96, 97, 193}) {
     for (const int64_t columns : {4, 63, 64, 65, 258}) result.emplace_back(rows, columns);
   }
+  for (int64_t i = 0; result.size() < 510; ++i) result.emplace_back(1 + i * 29 % 97, 1 + i * 53 % 211);
   return result;
 }
 
@@ -110,6 +113,48 @@ TEST_CASE("a guarded model computes the same bits by both back ends", "[cpu][gua
     CAPTURE(i, dtype);
     CHECK(same(by_cpu[i], by_reference[i]));
   }
+}
+
+TEST_CASE("codes of linear_prequantized are packed once, until they change", "[cpu][operators]") {
+  skip_where_it_cannot_run();
+  auto& cache = te_int8::detail::PanelCache::instance();
+  cache.clear();
+  torch::manual_seed(74);
+  const auto x = torch::randn({5, 70});
+  auto [codes, scales] = ops::quantize_rows(torch::randn({40, 70}));
+  const auto expected = [&](const Tensor& by) {
+    const auto [x_codes, x_scales] = reference::quantize_rows(x, "row");
+    return reference::scaled_mm(x_codes, by, x_scales, scales.slice(0, 0, by.size(0)), {}, at::kFloat);
+  };
+  for (int i = 0; i < 2; ++i) {
+    CHECK(same(int8_linear_prequantized(x, codes, scales), expected(codes)));
+    CHECK(cache.size() == 1);
+  }
+  codes.neg_();
+  CHECK(same(int8_linear_prequantized(x, codes, scales), expected(codes)));
+  CHECK(cache.size() == 1);
+
+  {
+    const auto rows = codes.narrow(0, 3, 20);  // whose holder may write unseen
+    CHECK(same(int8_linear_prequantized(x, rows, scales.slice(0, 0, 20)), expected(rows)));
+    rows.data().neg_();
+    CHECK(same(int8_linear_prequantized(x, codes, scales), expected(codes)));
+  }
+  {
+    const c10::InferenceMode inference;
+    auto unversioned = codes.clone();
+    for (int i = 0; i < 2; ++i) {
+      CHECK(same(int8_linear_prequantized(x, unversioned, scales), expected(unversioned)));
+      unversioned.neg_();
+    }
+  }
+  CHECK(cache.size() <= 1);
+  codes = Tensor();
+  auto [other, other_scales] = ops::quantize_rows(torch::randn({4, 70}));
+  int8_linear_prequantized(x, other, other_scales);
+  CHECK(cache.size() == 1);  // those of codes that are gone went
+  te_int8::refresh(*nn::Linear(2, 2));
+  CHECK(cache.size() == 0);
 }
 
 TEST_CASE("\"auto\" is the cpu back end on the CPU, and \"cpu\" is refused elsewhere", "[cpu][guard]") {
