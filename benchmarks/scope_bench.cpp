@@ -41,6 +41,15 @@ void DirectLayer(benchmark::State& state) {
 }
 BENCHMARK(DirectLayer);
 
+/// The layer in full precision, for comparison.
+void FullPrecisionLayer(benchmark::State& state) {
+  const torch::NoGradGuard no_grad;
+  torch::nn::Linear fc(16, 16);
+  const auto x = torch::randn({1, 16});
+  for (auto _ : state) benchmark::DoNotOptimize(fc->forward(x));
+}
+BENCHMARK(FullPrecisionLayer);
+
 /// The same layer through torch::nn::Linear::forward in a scope over range(0) layers.
 void RoutedLayer(benchmark::State& state) {
   const torch::NoGradGuard no_grad;

@@ -68,10 +68,10 @@ inline at::Tensor multiply_codes(
   const auto packed = weight.packed();
   const auto y = packed.defined()
                      ? scaled_mm_packed(
-                           x.matrix(), packed, weight.data().size(0), x.scales().reshape(-1),
+                           x.matrix(), packed, weight.data().size(0), x.scale_list(),
                            weight.scales(), as_optional(bias), out_dtype)
                      : ops::scaled_mm(
-                           x.matrix(), weight.data(), x.scales().reshape(-1), weight.scales(),
+                           x.matrix(), weight.data(), x.scale_list(), weight.scales(),
                            as_optional(bias), out_dtype);
   return sizes.size() == 2 ? y : at::_unsafe_view_symint(y, sizes);
 }

@@ -67,12 +67,41 @@ class FloatRows {
   int64_t row_bytes_, element_bytes_;
 };
 
+/// One scale for all values.
+Codes quantize_tensor(const Tensor& x) {
+  const auto dense = x.contiguous();
+  auto codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
+  auto scale = at::empty({1}, x.options().dtype(at::kFloat));
+  const FloatRows values(dense, x.numel());
+  auto* to = codes.data_ptr<int8_t>();
+  const int64_t parts = (x.numel() + kWorkPerTask - 1) / kWorkPerTask;
+  const auto for_each_part = [&](const auto& f) {  // f(part, where it begins, its values)
+    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> buffer;
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t first = part * kWorkPerTask, count = std::min(kWorkPerTask, x.numel() - first);
+        f(part, first, values.get(0, first, count, buffer), count);
+      }
+    });
+  };
+  std::vector<uint32_t> amax(static_cast<std::size_t>(parts));
+  for_each_part([&](int64_t part, int64_t, const float* from, int64_t count) {
+    amax[static_cast<std::size_t>(part)] = kernels().amax_bits(from, count);
+  });
+  const uint32_t most = amax.empty() ? 0 : *std::ranges::max_element(amax);
+  float inverse = 0;
+  kernels().scales_of(&most, 1, scale.data_ptr<float>(), &inverse);
+  for_each_part([&](int64_t, int64_t first, const float* from, int64_t count) {
+    kernels().codes_of(from, count, inverse, to + first);
+  });
+  return {codes, scale};
+}
+
 Codes quantize_rows(const Tensor& x, std::string_view granularity) {
   detail::check_float("quantize_rows", "x", x);
   const bool per_tensor = detail::is_per_tensor("quantize_rows", granularity);
-  if (leave_to_reference() || per_tensor || x.dim() == 0) {
-    return reference::quantize_rows(x, granularity);
-  }
+  if (leave_to_reference() || x.dim() == 0) return reference::quantize_rows(x, granularity);
+  if (per_tensor) return quantize_tensor(x);
   const auto dense = x.contiguous();
   const int64_t width = x.size(-1);
   const auto row_sizes = x.sizes().slice(0, x.dim() - 1);
@@ -112,7 +141,7 @@ Codes quantize_columns_of(int64_t rows, int64_t columns, const at::TensorOptions
       for (int64_t row = 0; row < rows; ++row) {
         kernels().column_amax(get(row, first, count, buffer), count, amax);
       }
-      kernels().column_scales(amax, count, scale + first, inverse);
+      kernels().scales_of(amax, count, scale + first, inverse);
       for (int64_t top = 0; top < rows; top += kTile) {
         const int64_t height = std::min(kTile, rows - top);
         for (int64_t i = 0; i < height; ++i) {

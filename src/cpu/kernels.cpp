@@ -46,8 +46,11 @@ int8_t code_of(float x, float inverse) {
   return static_cast<int8_t>(static_cast<int32_t>(rounded));
 }
 
-/// Codes of finite values with one inverse.
 void codes_of(const float* x, int64_t k, float inverse, int8_t* codes) {
+  if (inverse == 0) {  // what is not finite must not reach the conversion
+    if (k > 0) std::memset(codes, 0, static_cast<std::size_t>(k));
+    return;
+  }
   int64_t i = 0;
 #if defined(__AVX512F__)
   // Rounds to nearest even, as the reference does. |x| inverse is at most 127 (1 + 2^-22), so that no code
@@ -70,12 +73,7 @@ float scale_of(uint32_t amax_bits, float* scale) {
 }
 
 void quantize_row(const float* x, int64_t k, int8_t* codes, float* scale) {
-  const float inverse = scale_of(amax_bits(x, k), scale);
-  if (inverse == 0) {
-    if (k > 0) std::memset(codes, 0, static_cast<std::size_t>(k));
-    return;
-  }
-  codes_of(x, k, inverse, codes);
+  codes_of(x, k, scale_of(amax_bits(x, k), scale), codes);
 }
 
 void dequantize(const int8_t* codes, float scale, int64_t count, float* out) {
@@ -89,7 +87,7 @@ void column_amax(const float* x, int64_t count, uint32_t* amax) {
   }
 }
 
-void column_scales(const uint32_t* amax, int64_t count, float* scales, float* inverses) {
+void scales_of(const uint32_t* amax, int64_t count, float* scales, float* inverses) {
   for (int64_t i = 0; i < count; ++i) inverses[i] = scale_of(amax[i], scales + i);
 }
 
@@ -144,7 +142,7 @@ int32_t row_sum(const int8_t* codes, int64_t depth) {
 
 extern const Kernels kernels;
 const Kernels kernels{
-    TE_INT8_STRING(TE_INT8_ISA), quantize_row,   convert_to_float,   dequantize, column_amax,
-    column_scales,    quantize_by_column, pack, row_sum, multiply};
+    TE_INT8_STRING(TE_INT8_ISA), quantize_row, amax_bits, codes_of, convert_to_float, dequantize,
+    column_amax, scales_of, quantize_by_column, pack, row_sum, multiply};
 
 }  // namespace te_int8::cpu::TE_INT8_ISA

@@ -37,14 +37,18 @@ struct Kernels {
   const char* name;
   /// amax, scale and codes of one row, as te_int8/number_format.h defines them.
   void (*quantize_row)(const float* x, int64_t k, int8_t* codes, float* scale);
+  /// The bits of max |x|, of which the larger is that of more values.
+  uint32_t (*amax_bits)(const float* x, int64_t k);
+  /// Codes by an inverse scale from scales_of; 0 gives zeros, whatever the values.
+  void (*codes_of)(const float* x, int64_t k, float inverse, int8_t* codes);
   /// `count` values of `type` (no Int32) as floats.
   void (*to_float)(Type type, const void* x, int64_t count, float* out);
   /// float(code) * scale.
   void (*dequantize)(const int8_t* codes, float scale, int64_t count, float* out);
-  /// max |x| of each of `count` columns over `rows` rows, as bits: amax = max(amax, |x|).
+  /// amax = max(amax, |x|) for `count` columns, as bits.
   void (*column_amax)(const float* x, int64_t count, uint32_t* amax);
   /// From those bits: scales, and the inverses by which values are multiplied, 0 where there are no codes.
-  void (*column_scales)(const uint32_t* amax, int64_t count, float* scales, float* inverses);
+  void (*scales_of)(const uint32_t* amax, int64_t count, float* scales, float* inverses);
   /// Codes of one row of values with an inverse scale per column.
   void (*quantize_by_column)(const float* x, const float* inverse, int64_t count, int8_t* codes);
   /// Fills a panel from rows of codes [columns, K], `ld` apart; columns <= kPanel.

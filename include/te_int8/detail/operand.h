@@ -116,11 +116,13 @@ class Operand {
   const at::Tensor& scales() const { return scales_; }
 
   at::Tensor matrix() const { return as_rows(data_); }
+  /// [R] or [1].
+  at::Tensor scale_list() const { return scales_.dim() == 1 ? scales_ : scales_.reshape(-1); }
 
   /// [R,C] in `dtype`: float(code) * scale, rounded once.
   at::Tensor dequantized(at::ScalarType dtype) const {
     if (form_ == OperandForm::Values) return matrix().to(dtype);
-    return matrix().to(at::kFloat).mul_(scales_.reshape(-1).unsqueeze(1)).to(dtype);
+    return matrix().to(at::kFloat).mul_(scale_list().unsqueeze(1)).to(dtype);
   }
 
   /// The codes for scaled_mm_packed, made at most once; undefined where they are used once, or by a back end
@@ -144,7 +146,7 @@ class Operand {
     if (!transposed_) {
       auto codes = form_ == OperandForm::ColumnCodes
                        ? ops::Codes{data_, scales_}
-                       : ops::requantize_columns(matrix(), scales_.reshape(-1));
+                       : ops::requantize_columns(matrix(), scale_list());
       transposed_ = std::make_shared<Operand>(
           std::move(std::get<0>(codes)), std::move(std::get<1>(codes)), OperandForm::RowCodes);
       if (reused_) transposed_->expect_reuse();
