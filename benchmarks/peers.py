@@ -5,7 +5,8 @@
 
 fp32, bf16    torch.nn.functional.linear; for bf16 x, weight and result are bf16
 te_int8       torch.ops.te_int8.linear_prequantized, weights quantized before
-onnxruntime   DynamicQuantizeMatMul on a preallocated output, its threads spinning between calls and not
+onnxruntime   DynamicQuantizeMatMul on preallocated outputs, a pass being one run of one graph, its threads
+              spinning between calls and not; x with one scale for the whole tensor, the others one per row
 torchao       Int8DynamicActivationInt8WeightConfig on a Linear, eager and by torch.compile
 
 Each takes and gives fp32 (but bf16), quantizes x in the time measured, and adds a bias. Each result is

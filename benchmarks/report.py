@@ -110,10 +110,9 @@ def draw(table, output, title):
     axes.set_xticks(range(len(table)), ["\n".join(map(str, shape)) for shape in table], fontsize=8)
     axes.set_xlabel("M, N, K")
     axes.set_ylabel("speed, fp32 = 1")
-    axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(peers), title=title)
     figure.savefig(output, dpi=100)
 
 
