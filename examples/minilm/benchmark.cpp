@@ -25,7 +25,8 @@ double median(std::vector<double> values) {
 }
 
 double milliseconds(const std::chrono::steady_clock::time_point& start) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
 }
 
 }  // namespace
@@ -33,8 +34,8 @@ double milliseconds(const std::chrono::steady_clock::time_point& start) {
 Latency measure(Embedder& embedder, Shape shape, double seconds) {
   const torch::NoGradGuard no_grad;
   torch::manual_seed(0);
-  const auto ids =
-      torch::randint(kFirstWord, kWords, {shape.batch, shape.tokens}, torch::kLong).to(embedder.device());
+  const auto ids = torch::randint(kFirstWord, kWords, {shape.batch, shape.tokens}, torch::kLong)
+                       .to(embedder.device());
   const auto run = [&](te_int8::Mode mode) {
     // Opening a scope is not part of a run: a program opens one and keeps it.
     te_int8::AutocastGuard guard(embedder.model(), mode);

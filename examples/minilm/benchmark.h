@@ -13,7 +13,7 @@ struct Latency {
   Shape shape;
   double full_ms;  // medians
   double int8_ms;
-  int64_t runs;    // of each
+  int64_t runs;  // of each
 };
 
 // Runs both in turn, so that what else the machine does meets both alike, for about `seconds` and at

@@ -25,8 +25,8 @@ EmbeddingsImpl::EmbeddingsImpl(const BertConfig& config)
     : words_(register_module("word_embeddings", nn::Embedding(config.vocabulary, config.width))),
       positions_(
           register_module("position_embeddings", nn::Embedding(config.positions, config.width))),
-      token_types_(
-          register_module("token_type_embeddings", nn::Embedding(config.token_types, config.width))),
+      token_types_(register_module(
+          "token_type_embeddings", nn::Embedding(config.token_types, config.width))),
       norm_(register_module("LayerNorm", layer_norm(config))) {}
 
 torch::Tensor EmbeddingsImpl::forward(const torch::Tensor& ids) {

@@ -24,7 +24,8 @@ struct Comparison {
 Comparison compare(Embedder& embedder, const std::vector<std::string>& texts);
 
 // How alike texts are by INT8 embeddings, as a matrix.
-std::string similarity_table(const std::vector<std::string>& texts, const torch::Tensor& embeddings);
+std::string similarity_table(
+    const std::vector<std::string>& texts, const torch::Tensor& embeddings);
 
 // The mean and the worst cosine between a text's two embeddings.
 std::string cosine_line(const Comparison& comparison);

@@ -22,7 +22,8 @@ Shape parse_shape(const std::string& text) {
   std::smatch match;
   if (!std::regex_match(text, match, pattern) || std::stoll(match[2]) > kMaxTokens) {
     throw CLI::ValidationError(
-        "--benchmark: expected BATCHxTOKENS with at most 512 tokens, as 32x64, or none, got " + text);
+        "--benchmark: expected BATCHxTOKENS with at most 512 tokens, as 32x64, or none, got " +
+        text);
   }
   return {std::stoll(match[1]), std::stoll(match[2])};
 }
@@ -35,7 +36,8 @@ Options parse_options(int argc, char** argv) {
   std::vector<std::string> shapes = {"32x64", "1x32"};
 
   CLI::App app(
-      "Embeds sentences by all-MiniLM-L6-v2, in full precision and in INT8: how alike the sentences\n"
+      "Embeds sentences by all-MiniLM-L6-v2, in full precision and in INT8: how alike the "
+      "sentences\n"
       "are, how alike both embeddings are, and how long each takes.");
   app.get_formatter()->column_width(34);
   app.add_option("--model", options.model, "The folder with model.safetensors and vocab.txt")
@@ -43,7 +45,8 @@ Options parse_options(int argc, char** argv) {
   app.add_option("--device", options.device, "Where to compute")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  app.add_option("--text", options.text, "A file of sentences, one a line, instead of the built-in ones")
+  app.add_option(
+         "--text", options.text, "A file of sentences, one a line, instead of the built-in ones")
       ->check(CLI::ExistingFile);
   app.add_option(
          "--cosines", options.cosines,

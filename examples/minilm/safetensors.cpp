@@ -66,7 +66,8 @@ json parse_header(const std::string& text, const Complaint& complaint) {
       }
       keys.resize(depth);
       keys.back().clear();
-    } else if (event == json::parse_event_t::object_end || event == json::parse_event_t::array_end) {
+    } else if (
+        event == json::parse_event_t::object_end || event == json::parse_event_t::array_end) {
       --depth;
     } else if (event == json::parse_event_t::key) {
       const auto& key = value.get_ref<const std::string&>();
@@ -89,9 +90,10 @@ json parse_header(const std::string& text, const Complaint& complaint) {
 
 torch::Dtype dtype_of(const std::string& tensor, const json& value, const Complaint& complaint) {
   static const std::map<std::string, torch::Dtype> known = {
-      {"F64", torch::kFloat64}, {"F32", torch::kFloat32}, {"F16", torch::kFloat16},
-      {"BF16", torch::kBFloat16}, {"I64", torch::kInt64}, {"I32", torch::kInt32},
-      {"I16", torch::kInt16}, {"I8", torch::kInt8}, {"U8", torch::kUInt8}, {"BOOL", torch::kBool}};
+      {"F64", torch::kFloat64},   {"F32", torch::kFloat32}, {"F16", torch::kFloat16},
+      {"BF16", torch::kBFloat16}, {"I64", torch::kInt64},   {"I32", torch::kInt32},
+      {"I16", torch::kInt16},     {"I8", torch::kInt8},     {"U8", torch::kUInt8},
+      {"BOOL", torch::kBool}};
   if (value.is_string()) {
     const auto found = known.find(value.get_ref<const std::string&>());
     if (found != known.end()) {
@@ -110,7 +112,8 @@ uint64_t whole_number(
   constexpr auto kLargest = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
   if (!value.is_number_unsigned() || value.get<uint64_t>() > kLargest) {
     complaint.raise(
-        tensor, "expected a whole number from 0 to 2^63 - 1 in its " + what + ", got " + shown(value));
+        tensor,
+        "expected a whole number from 0 to 2^63 - 1 in its " + what + ", got " + shown(value));
   }
   return value.get<uint64_t>();
 }
@@ -146,7 +149,9 @@ Entry entry_of(
     complaint.raise(name, "expected data_offsets of two numbers, got " + shown(offsets));
   }
   Entry entry = {
-      name, dtype_of(name, value["dtype"], complaint), {},
+      name,
+      dtype_of(name, value["dtype"], complaint),
+      {},
       whole_number(name, "data_offsets", offsets[0], complaint),
       whole_number(name, "data_offsets", offsets[1], complaint)};
   for (const json& size : shape) {
@@ -169,9 +174,8 @@ Entry entry_of(
 
 void check_metadata(const json& value, const Complaint& complaint) {
   const bool strings =
-      value.is_object() && std::all_of(value.begin(), value.end(), [](const json& item) {
-        return item.is_string();
-      });
+      value.is_object() &&
+      std::all_of(value.begin(), value.end(), [](const json& item) { return item.is_string(); });
   if (!strings) {
     complaint.raise("expected __metadata__ to be an object of strings, got " + shown(value));
   }
@@ -213,8 +217,8 @@ torch::Tensor read_tensor(std::istream& stream, const Entry& entry, const Compla
   const auto bytes = static_cast<std::streamsize>(entry.end - entry.begin);
   if (bytes > 0 && !stream.read(static_cast<char*>(tensor.data_ptr()), bytes)) {
     complaint.raise(
-        entry.name, "expected " + std::to_string(bytes) + " bytes, got " +
-                        std::to_string(stream.gcount()));
+        entry.name,
+        "expected " + std::to_string(bytes) + " bytes, got " + std::to_string(stream.gcount()));
   }
   if (!is_bool) {
     return tensor;

@@ -219,7 +219,8 @@ TokenBatch WordPiece::batch(const std::vector<std::vector<int64_t>>& texts) cons
   if (shortest < longest) {
     result.mask = torch::zeros(result.ids.sizes(), torch::kBool);
     for (int64_t row = 0; row < rows; ++row) {
-      result.mask[row].slice(0, 0, static_cast<int64_t>(texts[static_cast<size_t>(row)].size())) = true;
+      result.mask[row].slice(0, 0, static_cast<int64_t>(texts[static_cast<size_t>(row)].size())) =
+          true;
     }
   }
   return result;
