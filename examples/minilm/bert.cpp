@@ -75,7 +75,9 @@ IntermediateImpl::IntermediateImpl(const BertConfig& config)
     : dense_(register_module("dense", nn::Linear(config.width, config.inner))) {}
 
 torch::Tensor IntermediateImpl::forward(const torch::Tensor& rows) {
-  return torch::gelu(dense_(rows));
+  torch::Tensor inner = dense_(rows);
+  return torch::gelu_(
+      inner);  // the largest tensor of a layer: a second one costs fresh pages each time
 }
 
 LayerImpl::LayerImpl(const BertConfig& config)
