@@ -26,7 +26,9 @@ set_up_tools() {
   install_packages
   set_up_catch2
   set_up_text
+  set_up_glosses
   set_up_torch
+  set_up_minilm
   set_up_nvcc
   say_device
 }

