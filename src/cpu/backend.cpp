@@ -1,7 +1,12 @@
 // The back end "cpu": te_int8's operations on CPU tensors, by the kernels of kernels.h. This file splits
 // the work among LibTorch's threads; the kernels know neither threads nor tensors.
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -252,6 +257,29 @@ TORCH_LIBRARY_IMPL(te_int8, CPU, m) {
   m.impl("scaled_mm", TORCH_FN(scaled_mm));
 }
 
+namespace {
+
+/// Panels in huge pages where they are large: they are read again and again, from memory, and ordinary pages
+/// cost a walk every 4 KiB.
+Tensor empty_panels(int64_t count, int64_t bytes) {
+  constexpr std::size_t kHugePage = std::size_t{2} << 20;
+  const auto size = static_cast<std::size_t>(count * bytes);
+  const auto options = at::TensorOptions().dtype(at::kByte);
+#if defined(__linux__)
+  if (size >= 2 * kHugePage) {
+    const std::size_t whole = (size + kHugePage - 1) / kHugePage * kHugePage;
+    auto* data = std::aligned_alloc(kHugePage, whole);
+    if (data != nullptr) {
+      madvise(data, whole, MADV_HUGEPAGE);  // a wish: refused, the pages are ordinary ones
+      return at::from_blob(data, {count, bytes}, [](void* panels) { std::free(panels); }, options);
+    }
+  }
+#endif
+  return at::empty({count, bytes}, options);
+}
+
+}  // namespace
+
 namespace detail {
 
 bool can_pack(const Tensor& codes) {
@@ -261,7 +289,7 @@ bool can_pack(const Tensor& codes) {
 Tensor pack_codes(const Tensor& codes) {
   const int64_t columns = codes.size(0), depth = codes.size(1), count = cpu::panels(columns);
   const auto dense = codes.contiguous();
-  auto packed = at::empty({count, cpu::panel_bytes(depth)}, codes.options().dtype(at::kByte));
+  auto packed = empty_panels(count, cpu::panel_bytes(depth));
   const auto* from = dense.const_data_ptr<int8_t>();
   auto* to = packed.data_ptr<uint8_t>();
   at::parallel_for(0, count, grain(cpu::panel_bytes(depth)), [&](int64_t begin, int64_t end) {
