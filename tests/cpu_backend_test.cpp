@@ -157,6 +157,32 @@ TEST_CASE("codes of linear_prequantized are packed once, until they change", "[c
   CHECK(cache.size() == 0);
 }
 
+TEST_CASE("large results reuse memory, and are ordinary tensors", "[cpu][operators]") {
+  skip_where_it_cannot_run();
+  torch::manual_seed(75);
+  const auto a = random_codes(1024, 8), b = random_codes(600, 8);  // 2.3 MiB of sums
+  const auto product = [&] { return ops::scaled_mm(a, b, {}, {}, {}, at::kInt); };
+  const auto expected = reference::scaled_mm(a, b, {}, {}, {}, at::kInt);
+  auto first = product(), second = product();
+  CHECK(first.data_ptr() != second.data_ptr());
+  CHECK(same(first, expected));
+  CHECK(same(second, expected));
+  const auto* place = first.data_ptr();
+  first = Tensor();
+  CHECK(product().data_ptr() == place);
+  CHECK(same(product(), expected));
+  CHECK(same(second, expected));
+
+  second.resize_({2048, 600});
+  CHECK(same(second.narrow(0, 0, 1024), expected));
+  CHECK(same(second.clone().narrow(0, 0, 1024), expected));
+  {
+    const c10::InferenceMode inference;
+    CHECK(product().is_inference());
+  }
+  CHECK_FALSE(product().is_inference());
+}
+
 TEST_CASE("\"auto\" is the cpu back end on the CPU, and \"cpu\" is refused elsewhere", "[cpu][guard]") {
   skip_where_it_cannot_run();
   using te_int8::detail::Backend;

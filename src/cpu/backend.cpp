@@ -1,12 +1,7 @@
 // The back end "cpu": te_int8's operations on CPU tensors, by the kernels of kernels.h. This file splits
 // the work among LibTorch's threads; the kernels know neither threads nor tensors.
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -17,6 +12,7 @@
 #include <te_int8/number_format.h>
 
 #include "isa.h"
+#include "memory.h"
 
 namespace te_int8::inline v0 {
 namespace {
@@ -75,8 +71,8 @@ class FloatRows {
 /// One scale for all values.
 Codes quantize_tensor(const Tensor& x) {
   const auto dense = x.contiguous();
-  auto codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
-  auto scale = at::empty({1}, x.options().dtype(at::kFloat));
+  auto codes = cpu::empty(x.sizes(), at::kChar);
+  auto scale = cpu::empty({1}, at::kFloat);
   const FloatRows values(dense, x.numel());
   auto* to = codes.data_ptr<int8_t>();
   const int64_t parts = (x.numel() + kWorkPerTask - 1) / kWorkPerTask;
@@ -110,8 +106,8 @@ Codes quantize_rows(const Tensor& x, std::string_view granularity) {
   const auto dense = x.contiguous();
   const int64_t width = x.size(-1);
   const auto row_sizes = x.sizes().slice(0, x.dim() - 1);
-  auto codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
-  auto scales = at::empty(row_sizes, x.options().dtype(at::kFloat));
+  auto codes = cpu::empty(x.sizes(), at::kChar);
+  auto scales = cpu::empty(row_sizes, at::kFloat);
   const FloatRows values(dense, width);
   auto* to = codes.data_ptr<int8_t>();
   auto* scale = scales.data_ptr<float>();
@@ -129,10 +125,10 @@ Codes quantize_rows(const Tensor& x, std::string_view granularity) {
 /// Quantizes the columns of a matrix [rows, columns] that `get(row, first, count, buffer)` gives as
 /// floats, and transposes the codes: int8 [columns, rows], fp32 [columns].
 template <typename Get>
-Codes quantize_columns_of(int64_t rows, int64_t columns, const at::TensorOptions& options, const Get& get) {
+Codes quantize_columns_of(int64_t rows, int64_t columns, const Get& get) {
   constexpr int64_t kTile = 64;
-  auto codes = at::empty({columns, rows}, options.dtype(at::kChar));
-  auto scales = at::empty({columns}, options.dtype(at::kFloat));
+  auto codes = cpu::empty({columns, rows}, at::kChar);
+  auto scales = cpu::empty({columns}, at::kFloat);
   auto* to = codes.data_ptr<int8_t>();
   auto* scale = scales.data_ptr<float>();
   const int64_t tiles = (columns + kTile - 1) / kTile;
@@ -169,7 +165,7 @@ Codes quantize_columns(const Tensor& x) {
   const auto dense = x.contiguous();
   const FloatRows values(dense, x.size(1));
   return quantize_columns_of(
-      x.size(0), x.size(1), x.options(),
+      x.size(0), x.size(1),
       [&](int64_t row, int64_t first, int64_t count, std::vector<float>& buffer) {
         return values.get(row, first, count, buffer);
       });
@@ -185,7 +181,7 @@ Codes requantize_columns(const Tensor& codes, const Tensor& scales) {
   const auto* scale = dense_scales.const_data_ptr<float>();
   const int64_t width = codes.size(1), step = scales.size(0) == 1 ? 0 : 1;
   return quantize_columns_of(
-      codes.size(0), width, codes.options(),
+      codes.size(0), width,
       [&](int64_t row, int64_t first, int64_t count, std::vector<float>& buffer) {
         buffer.resize(static_cast<std::size_t>(count));
         kernels().dequantize(from + row * width + first, scale[row * step], count, buffer.data());
@@ -257,29 +253,6 @@ TORCH_LIBRARY_IMPL(te_int8, CPU, m) {
   m.impl("scaled_mm", TORCH_FN(scaled_mm));
 }
 
-namespace {
-
-/// Panels in huge pages where they are large: they are read again and again, from memory, and ordinary pages
-/// cost a walk every 4 KiB.
-Tensor empty_panels(int64_t count, int64_t bytes) {
-  constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  const auto size = static_cast<std::size_t>(count * bytes);
-  const auto options = at::TensorOptions().dtype(at::kByte);
-#if defined(__linux__)
-  if (size >= 2 * kHugePage) {
-    const std::size_t whole = (size + kHugePage - 1) / kHugePage * kHugePage;
-    auto* data = std::aligned_alloc(kHugePage, whole);
-    if (data != nullptr) {
-      madvise(data, whole, MADV_HUGEPAGE);  // a wish: refused, the pages are ordinary ones
-      return at::from_blob(data, {count, bytes}, [](void* panels) { std::free(panels); }, options);
-    }
-  }
-#endif
-  return at::empty({count, bytes}, options);
-}
-
-}  // namespace
-
 namespace detail {
 
 bool can_pack(const Tensor& codes) {
@@ -289,7 +262,7 @@ bool can_pack(const Tensor& codes) {
 Tensor pack_codes(const Tensor& codes) {
   const int64_t columns = codes.size(0), depth = codes.size(1), count = cpu::panels(columns);
   const auto dense = codes.contiguous();
-  auto packed = empty_panels(count, cpu::panel_bytes(depth));
+  auto packed = cpu::empty({count, cpu::panel_bytes(depth)}, at::kByte);
   const auto* from = dense.const_data_ptr<int8_t>();
   auto* to = packed.data_ptr<uint8_t>();
   at::parallel_for(0, count, grain(cpu::panel_bytes(depth)), [&](int64_t begin, int64_t end) {
@@ -307,7 +280,7 @@ Tensor scaled_mm_packed(
     const Tensor& a, const Tensor& packed, int64_t columns, const OptionalTensor& a_scales,
     const OptionalTensor& b_scales, const OptionalTensor& bias, at::ScalarType dtype) {
   const int64_t rows = a.size(0), depth = a.size(1);
-  auto result = at::empty({rows, columns}, a.options().dtype(dtype));
+  auto result = cpu::empty({rows, columns}, dtype);
   if (result.numel() == 0) return result;
   const auto x = a.contiguous();
   const auto x_scales = a_scales ? a_scales->contiguous() : Tensor();
