@@ -24,14 +24,14 @@ struct Layers {
       model->push_back(layers.back());
     }
     model->to(dtype);
-    x = torch::randn({m, k}).to(dtype);
+    for (int64_t i = 0; i < count; ++i) inputs.push_back(torch::randn({m, k}).to(dtype));  // else x's codes are shared
   }
   void run(benchmark::State& state) {
     const torch::NoGradGuard no_grad;
-    for (auto& layer : layers) layer->forward(x);
+    for (std::size_t i = 0; i < layers.size(); ++i) layers[i]->forward(inputs[i]);
     std::size_t next = 0;
     for (auto _ : state) {
-      benchmark::DoNotOptimize(layers[next]->forward(x));
+      benchmark::DoNotOptimize(layers[next]->forward(inputs[next]));
       if (++next == layers.size()) next = 0;
     }
     const auto operations = 2.0 * static_cast<double>(state.range(0) * state.range(1) * state.range(2));
@@ -40,7 +40,7 @@ struct Layers {
   }
   torch::nn::Sequential model;
   std::vector<torch::nn::Linear> layers;
-  at::Tensor x;
+  std::vector<at::Tensor> inputs;
 };
 
 bool is_cold(const benchmark::State& state) { return state.range(0) <= 16; }

@@ -58,7 +58,9 @@ Tensor linear_prequantized(
   };
   detail::LinearCall call{.config = {}, .out_dtype = dtype};
   call.weight = std::make_shared<Operand>(codes, scales, form(scales));
-  call.weight->take_packed(detail::PanelCache::instance().get(codes));
+  if (auto panels = detail::PanelCache::instance().get(codes); panels.defined()) {
+    call.weight->expect_reuse(std::move(panels));
+  }
   if (x_scales) call.x = std::make_shared<Operand>(x, *x_scales, form(*x_scales));
   return detail::call_linear(x, Tensor(), or_undefined(bias), std::move(call));
 }

@@ -242,14 +242,11 @@ std::optional<RoutedLayer> find_inherited(const torch::Tensor& operand, bool tra
   return std::nullopt;
 }
 
-}  // namespace
-
-namespace {
-
-/// Whether `operand` can be W^T of any weight, present or former: then somebody else holds its storage, or
-/// it is known as a view. Spares most matmuls that are no layer's the scan of all layers.
+/// Whether `operand` can be W^T of a weight: then the weight holds its storage too, or it is known as a view (of a
+/// weight that has got other data since), or it is so small that W^T may be W itself. Spares most matmuls that
+/// are no layer's the scan of all layers.
 bool may_be_a_transpose(const torch::Tensor& operand) {
-  return operand.unsafeGetTensorImpl()->unsafe_storage().use_count() > 1 || operand.is_inference() ||
+  return operand.numel() <= 1 || operand.unsafeGetTensorImpl()->unsafe_storage().use_count() > 1 || operand.is_inference() ||
          operand.is_view();
 }
 

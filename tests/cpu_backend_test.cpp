@@ -1,6 +1,10 @@
 // The back end "cpu" against the reference, bit for bit. ctest runs this file once per instruction set.
+#include <algorithm>
+#include <cfenv>
 #include <cstdlib>
 #include <filesystem>
+
+#include <ATen/record_function.h>
 
 #include <te_int8/backends.h>
 #include <te_int8/detail/panel_cache.h>
@@ -21,6 +25,9 @@ void skip_where_it_cannot_run() {
   const auto error = error_of([] { ops::quantize_rows(torch::ones({1, 1})); });
   if (error.find("which it lacks") != std::string::npos) SKIP(error);
 }
+
+int reference_products = 0;  ///< see the case that counts them
+using Codes = std::tuple<Tensor, Tensor>;
 
 const std::vector<at::ScalarType> kFloats{at::kFloat, at::kDouble, at::kHalf, at::kBFloat16};
 
@@ -135,10 +142,21 @@ TEST_CASE("codes of linear_prequantized are packed once, until they change", "[c
   CHECK(cache.size() == 1);
 
   {
-    const auto rows = codes.narrow(0, 3, 20);  // whose holder may write unseen
+    const auto rows = codes.narrow(0, 3, 20);
     CHECK(same(int8_linear_prequantized(x, rows, scales.slice(0, 0, 20)), expected(rows)));
-    rows.data().neg_();
+    rows.neg_();  // counted in the version that both share
     CHECK(same(int8_linear_prequantized(x, codes, scales), expected(codes)));
+    CHECK(same(int8_linear_prequantized(x, rows, scales.slice(0, 0, 20)), expected(rows)));
+  }
+  codes.data().neg_();  // counted nowhere
+  te_int8::refresh(*nn::Linear(2, 2));
+  CHECK(same(int8_linear_prequantized(x, codes, scales), expected(codes)));
+  {
+    std::vector<int8_t> values(40 * 70, 3);
+    const auto foreign = torch::from_blob(values.data(), {40, 70}, at::kChar);
+    int8_linear_prequantized(x, foreign, scales);
+    std::ranges::fill(values, int8_t{-5});
+    CHECK(same(int8_linear_prequantized(x, foreign, scales), expected(foreign)));
   }
   {
     const c10::InferenceMode inference;
@@ -148,13 +166,64 @@ TEST_CASE("codes of linear_prequantized are packed once, until they change", "[c
       unversioned.neg_();
     }
   }
-  CHECK(cache.size() <= 1);
   codes = Tensor();
   auto [other, other_scales] = ops::quantize_rows(torch::randn({4, 70}));
   int8_linear_prequantized(x, other, other_scales);
   CHECK(cache.size() == 1);  // those of codes that are gone went
   te_int8::refresh(*nn::Linear(2, 2));
   CHECK(cache.size() == 0);
+}
+
+TEST_CASE("codes do not depend on a thread's rounding mode or on flushed denormals", "[cpu][numbers]") {
+  skip_where_it_cannot_run();
+  torch::manual_seed(76);
+  const auto x = torch::randn({200, 67});
+  const auto small = torch::tensor({0x1p-120F, 0x1p-127F, -0x1p-127F}).repeat({64, 1});
+  const auto half = torch::full({3, 12}, 2e-5, at::kHalf);
+  const auto all_codes = [&] {
+    std::vector<Codes> result;
+    for (const auto& values : {x, small, half}) {
+      result.push_back(ops::quantize_rows(values));
+      result.push_back(ops::quantize_rows(values, "tensor"));
+      result.push_back(ops::quantize_columns(values));
+    }
+    return result;
+  };
+  const auto expected = all_codes();
+  std::vector<std::vector<Codes>> others;
+  for (const int mode : {FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO}) {
+    std::fesetround(mode);
+    others.push_back(all_codes());
+    std::fesetround(FE_TONEAREST);
+  }
+  if (at::globalContext().setFlushDenormal(true)) others.push_back(all_codes());
+  at::globalContext().setFlushDenormal(false);
+  for (const auto& got : others) {
+    for (std::size_t i = 0; i < expected.size(); ++i) CHECK(same(got[i], expected[i]));
+  }
+}
+
+TEST_CASE("a weight packed by one back end is computed by the one in force", "[cpu][guard]") {
+  skip_where_it_cannot_run();
+  torch::manual_seed(77);
+  nn::Linear layer(8, 8);
+  layer->weight.set_requires_grad(false);  // its codes outlive the scope
+  layer->bias.set_requires_grad(false);
+  const auto x = torch::randn({3, 8});
+  const auto products = [&](const std::string& backend) {
+    const auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback([](const at::RecordFunction& function) {
+      if (std::string(function.name()) == "aten::matmul") ++reference_products;
+      return std::unique_ptr<at::ObserverContext>();
+    }).scopes({at::RecordScope::FUNCTION}));
+    reference_products = 0;
+    const AutocastGuard guard(layer, Mode::Inference, Recipe().backend(backend));
+    layer->forward(x);
+    at::removeCallback(handle);
+    return reference_products;
+  };
+  CHECK(products("cpu") == 0);
+  CHECK(products("reference") > 0);
+  CHECK(products("cpu") == 0);
 }
 
 TEST_CASE("large results reuse memory, and are ordinary tensors", "[cpu][operators]") {

@@ -34,6 +34,7 @@ Embedder::Embedder(const std::string& folder, torch::Device device)
 }
 
 torch::Tensor Embedder::embed(const std::vector<std::string>& texts, int64_t batch) {
+  TORCH_CHECK(batch >= 1, "Embedder: expected a batch of at least 1 text, got ", batch);
   const torch::NoGradGuard no_grad;
   std::vector<std::vector<int64_t>> ids;
   for (const std::string& text : texts) {

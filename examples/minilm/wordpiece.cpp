@@ -145,7 +145,12 @@ WordPiece::WordPiece(const std::string& vocabulary_path, int64_t max_tokens)
     if (line.ends_with('\r')) {
       line.pop_back();
     }
-    ids_.emplace(line, static_cast<int64_t>(ids_.size()));
+    const auto [place, added] = ids_.emplace(line, static_cast<int64_t>(ids_.size()));
+    if (!added) {  // the ids of all that follow would no longer be their lines' numbers
+      throw std::runtime_error(
+          vocabulary_path + ": expected every piece once, got '" + line + "' on lines " +
+          std::to_string(place->second + 1) + " and " + std::to_string(ids_.size() + 1));
+    }
   }
   cls_ = special("[CLS]", vocabulary_path);
   sep_ = special("[SEP]", vocabulary_path);

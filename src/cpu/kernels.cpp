@@ -53,8 +53,7 @@ void codes_of(const float* x, int64_t k, float inverse, int8_t* codes) {
   }
   int64_t i = 0;
 #if defined(__AVX512F__)
-  // Rounds to nearest even, as the reference does. |x| inverse is at most 127 (1 + 2^-22), so that no code
-  // needs to be clamped.
+  // Rounding to nearest, |x| inverse is at most 127 (1 + 2^-22), so that no code needs to be clamped.
   const auto factor = _mm512_set1_ps(inverse);
   for (; i + 16 <= k; i += 16) {
     const auto rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor));

@@ -14,18 +14,23 @@ namespace te_int8::inline v0::detail {
 /// Beyond this K an int32 could overflow (131,071 * 128 * 128 < 2^31), so raw sums are refused.
 inline constexpr int64_t kMaxInt32Depth = 131'071;
 
-inline void check_float(const char* op, const char* name, const at::Tensor& x) {
+inline void check_dense(const char* op, const char* name, const at::Tensor& x) {
   TORCH_CHECK(
       !x.is_nested(), "te_int8::", op, ": expected ", name, " to be dense, got a nested tensor");
   TORCH_CHECK(
       x.layout() == at::kStrided, "te_int8::", op, ": expected ", name, " to be dense, got layout ",
       x.layout());
+}
+
+inline void check_float(const char* op, const char* name, const at::Tensor& x) {
+  check_dense(op, name, x);
   TORCH_CHECK_TYPE(
       at::isFloatingType(x.scalar_type()) && x.element_size() >= 2, "te_int8::", op, ": expected ",
       name, " to be float, double, half or bfloat16, got ", x.scalar_type());
 }
 
 inline void check_int8(const char* op, const char* name, const at::Tensor& x) {
+  check_dense(op, name, x);
   TORCH_CHECK_TYPE(
       x.scalar_type() == at::kChar, "te_int8::", op, ": expected ", name, " to be int8, got ",
       x.scalar_type());

@@ -95,8 +95,11 @@ class Operand {
   /// For many multiplications: packed() holds the codes a second time.
   void expect_reuse() { reused_ = true; }
 
-  /// Brings what packed() would make.
-  void take_packed(at::Tensor packed) { packed_ = std::move(packed); }
+  /// The same, with what packed() would make.
+  void expect_reuse(at::Tensor packed) {
+    reused_ = true;
+    packed_ = std::move(packed);
+  }
 
   /// Rows [first, first + count) of an operand with codes by row, which stays alive with them.
   static std::shared_ptr<Operand> rows_of(
@@ -134,9 +137,9 @@ class Operand {
       const auto count = (data_.size(0) + kPanelRows - 1) / kPanelRows;
       return panels.narrow(0, first_ / kPanelRows, count);
     }
+    if (!reused_ || !can_pack(data_)) return {};
     const std::lock_guard lock(mutex_);
-    if (packed_.defined() || !reused_ || !can_pack(data_)) return packed_;
-    packed_ = pack_codes(matrix());
+    if (!packed_.defined()) packed_ = pack_codes(matrix());
     return packed_;
   }
 

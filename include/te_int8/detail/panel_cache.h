@@ -14,27 +14,31 @@ namespace te_int8::inline v0::detail {
 
 /// Packed codes by the identity of the codes. One in a process. Panels of codes that are gone go with the next
 /// codes that are new.
+///
+/// Their version tells when codes change. What it does not tell: writes by raw pointers, `.data`, NumPy and DLPack;
+/// after those there is te_int8::refresh. Inference tensors have no version, and memory that LibTorch did not
+/// allocate is somebody's who may write to it: such codes are packed at every call.
 class PanelCache {
  public:
   TE_INT8_API static PanelCache& instance();
 
-  /// The panels of `codes`; undefined where the back end reads codes as they are. Kept where every change of
-  /// the codes is told by their version: not of inference tensors, which have none, nor where others hold the
-  /// storage, who may count versions of their own.
+  /// The panels of `codes`; undefined where the back end reads codes as they are.
   at::Tensor get(const at::Tensor& codes) {
     // A tracer's tensors have no data.
     if (at::isTensorSubclassLike(codes) || !can_pack(codes)) return {};
-    if (codes.is_inference() || codes.is_view() || codes.storage().use_count() > 1) return pack(codes);
+    if (codes.is_inference() || codes.storage().allocator() == nullptr) return pack(codes);
     const auto* key = codes.unsafeGetTensorImpl();
     {
       const std::lock_guard lock(mutex_);
       const auto found = panels_.find(key);
       if (found != panels_.end() && found->second.state.is_state_of(codes)) return found->second.panels;
     }
-    const auto panels = pack(codes);
+    // The state before the codes are read: a write meanwhile makes the entry out of date.
+    Entry entry{WeakTensor(codes.getIntrusivePtr()), LaidOutState(codes), {}};
+    const auto panels = entry.panels = pack(codes);
     const std::lock_guard lock(mutex_);
-    std::erase_if(panels_, [](const auto& item) { return item.second.state.expired(); });
-    panels_.insert_or_assign(key, Entry{LaidOutState(codes), panels});
+    std::erase_if(panels_, [](const auto& item) { return item.second.codes.expired(); });
+    panels_.insert_or_assign(key, std::move(entry));
     return panels;
   }
 
@@ -49,7 +53,10 @@ class PanelCache {
   }
 
  private:
+  using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
   struct Entry {
+    WeakTensor codes;  ///< pinned, so that the address cannot come back as another tensor
     LaidOutState state;
     at::Tensor panels;
   };
@@ -59,7 +66,6 @@ class PanelCache {
   }
 
   mutable std::mutex mutex_;
-  // An address may come back as another tensor, but not with the same storage.
   std::unordered_map<const c10::TensorImpl*, Entry> panels_;
 };
 
