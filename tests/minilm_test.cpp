@@ -117,6 +117,14 @@ TEST_CASE("a vocabulary without the special tokens is refused", "[examples][mini
   CHECK_THROWS_WITH(minilm::WordPiece(directory / "none"), ContainsSubstring("no readable file"));
 }
 
+TEST_CASE("a vocabulary with a piece twice is refused", "[examples][minilm]") {
+  const TemporaryDirectory directory;
+  const auto path = directory / "vocab.txt";
+  std::ofstream(path) << "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\n";
+  CHECK_THROWS_WITH(
+      minilm::WordPiece(path), ContainsSubstring("got 'a' on lines 5 and 7"));
+}
+
 TEST_CASE("a checkpoint is loaded whole or not at all", "[examples][minilm]") {
   minilm::Bert source(small_config());
   minilm::Bert model(small_config());
