@@ -194,17 +194,22 @@ def measure(shape, rounds):
         except Missing as missing:
             row["missing"] = str(missing)
             continue
+        except Exception as error:  # a peer's: the others still count
+            row["missing"] = f"failed: {type(error).__name__}: {error}"
+            continue
         if row["error"] > ERROR_BOUND:
             row["missing"] = f"wrong result, relative error {row['error']:.2g}"
             continue
         runs.append((row, getattr(run, "timed", run), []))
     gc.collect()
     gc.disable()
-    for _ in range(rounds):
-        random.shuffle(runs)
-        for _, run, times in runs:
-            turn(run, times, len(problem.weights))
-    gc.enable()
+    try:
+        for _ in range(rounds):
+            random.shuffle(runs)
+            for _, run, times in runs:
+                turn(run, times, len(problem.weights))
+    finally:
+        gc.enable()
     for row, _, times in runs:
         row["min_ms"], row["median_ms"] = min(times), statistics.median(times)
     return rows
@@ -257,6 +262,7 @@ def main():
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(1)
+    random.seed(1)
     if arguments.library.exists():
         torch.ops.load_library(arguments.library)
     else:
