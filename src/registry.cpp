@@ -246,8 +246,8 @@ std::optional<RoutedLayer> find_inherited(const torch::Tensor& operand, bool tra
 /// weight that has got other data since), or it is so small that W^T may be W itself. Spares most matmuls that
 /// are no layer's the scan of all layers.
 bool may_be_a_transpose(const torch::Tensor& operand) {
-  return operand.numel() <= 1 || operand.unsafeGetTensorImpl()->unsafe_storage().use_count() > 1 || operand.is_inference() ||
-         operand.is_view();
+  return operand.numel() <= 1 || operand.is_inference() || operand.is_view() ||
+         operand.unsafeGetTensorImpl()->unsafe_storage().use_count() > 1;
 }
 
 }  // namespace

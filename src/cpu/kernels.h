@@ -1,6 +1,6 @@
-// INT8 kernels for the CPU, compiled once per instruction set from kernels.cpp. They know raw pointers
-// and no Torch; backend.cpp splits work among threads and calls them, with the floating-point environment that
-// the number format wants: rounding to nearest even, denormals kept.
+// INT8 kernels for the CPU, compiled once per instruction set from kernels.cpp. They know raw pointers and no
+// Torch; quantize.cpp and multiply.cpp split work among threads and call them, with the floating-point
+// environment that the number format wants: rounding to nearest even, denormals kept.
 //
 // A weight [N,K] is multiplied from panels of kPanel output channels, in which four consecutive codes of
 // one channel stand together, as the instructions for dot products of bytes want it:
