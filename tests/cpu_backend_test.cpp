@@ -37,6 +37,9 @@ std::vector<Shape> matrices() {
   for (const int64_t rows : {11, 12, 13, 63, 64, 65, 95, 96, 97, 193}) {
     for (const int64_t columns : {4, 63, 64, 65, 258}) result.emplace_back(rows, columns);
   }
+  for (const int64_t rows : {13, 16, 23, 24, 25, 112}) {  // two passes over parts of a panel, and none
+    for (const int64_t depth : {508, 511, 512, 513, 1030}) result.emplace_back(rows, depth);
+  }
   for (int64_t i = 0; result.size() < 510; ++i) result.emplace_back(1 + i * 29 % 97, 1 + i * 53 % 211);
   return result;
 }

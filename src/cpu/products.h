@@ -103,8 +103,14 @@ void store(const Sums sums, int64_t rows, int64_t columns, const Epilogue& e) {
 }
 
 // ---- Products ---------------------------------------------------------------------------------------
-// multiply_rows: `rows` rows of x times the first `columns` channels of a panel. It leaves its sums in memory,
-// for the registers are full of them.
+// multiply_rows: adds to `sums` the products of `rows` rows of x and the first `columns` channels of a panel, over `depth`
+// codes.
+
+/// Memory to be fetched into the cache during a pass: `step` bytes for each four codes.
+struct Fetch {
+  const uint8_t* from = nullptr;
+  int64_t step = 0;
+};
 
 #if defined(__AVX512VNNI__)
 
@@ -114,42 +120,47 @@ void add_products(__m512i& sums, __m512i channels, __m512i four) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(channels), "v"(four));
 }
 
-template <int rows>
+template <int rows, bool fetch>
 void multiply_rows(
-    const int8_t* x, int64_t x_ld, const int32_t* x_sums, const uint8_t* panel, int64_t depth,
-    int64_t /*columns*/, Sums result) {
-  __m512i sums[rows][2];
+    const int8_t* x, int64_t x_ld, const uint8_t* panel, int64_t depth, int64_t /*columns*/, Sums sums, Fetch next) {
+  __m512i left_sums[rows], right_sums[rows];
 #pragma GCC unroll 12
-  for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
+  for (int r = 0; r < rows; ++r) {
+    left_sums[r] = _mm512_load_si512(sums[r]);
+    right_sums[r] = _mm512_load_si512(sums[r] + 16);
+  }
   for (int64_t k = 0; k < depth; k += 4, panel += 4 * kPanel) {
     const auto left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 64);
+    if constexpr (fetch) {
+      _mm_prefetch(next.from, _MM_HINT_T0);
+      _mm_prefetch(next.from + 64, _MM_HINT_T0);
+      next.from += next.step;
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       int32_t four;
       std::memcpy(&four, x + r * x_ld + k, 4);
       const auto codes = _mm512_set1_epi32(four);
-      add_products(sums[r][0], left, codes);
-      add_products(sums[r][1], right, codes);
+      add_products(left_sums[r], left, codes);
+      add_products(right_sums[r], right, codes);
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
-    const auto excess = _mm512_set1_epi32(static_cast<int32_t>(128U * static_cast<uint32_t>(x_sums[r])));
-    _mm512_storeu_si512(result[r], _mm512_sub_epi32(sums[r][0], excess));
-    _mm512_storeu_si512(result[r] + 16, _mm512_sub_epi32(sums[r][1], excess));
+    _mm512_store_si512(sums[r], left_sums[r]);
+    _mm512_store_si512(sums[r] + 16, right_sums[r]);
   }
 }
 
 #elif defined(__AVX2__)
 
-template <int rows>
+template <int rows, bool>
 void multiply_rows(
-    const int8_t* x, int64_t x_ld, const int32_t* x_sums, const uint8_t* panel, int64_t depth,
-    int64_t columns, Sums result) {
+    const int8_t* x, int64_t x_ld, const uint8_t* panel, int64_t depth, int64_t columns, Sums sums, Fetch) {
   // Eight channels at a time: of each, the sums of the even and of the odd pairs of codes.
   for (int64_t first = 0; first < columns; first += 8) {
-    __m256i sums[rows][2];
-    for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+    __m256i halves[rows][2];
+    for (int r = 0; r < rows; ++r) halves[r][0] = halves[r][1] = _mm256_setzero_si256();
     for (int64_t k = 0; k < depth; k += 4) {
       const auto* four_of_eight = panel + k * kPanel + first * 4;
       const auto left = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four_of_eight)));
@@ -159,38 +170,31 @@ void multiply_rows(
         int32_t four;
         std::memcpy(&four, x + r * x_ld + k, 4);
         const auto codes = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(four)));
-        sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(left, codes));
-        sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(right, codes));
+        halves[r][0] = _mm256_add_epi32(halves[r][0], _mm256_madd_epi16(left, codes));
+        halves[r][1] = _mm256_add_epi32(halves[r][1], _mm256_madd_epi16(right, codes));
       }
     }
     for (int r = 0; r < rows; ++r) {
       // hadd works within 128-bit halves: channels 0 1 4 5 2 3 6 7.
-      const auto pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[r][0], sums[r][1]), 0b11011000);
-      const auto excess = _mm256_set1_epi32(static_cast<int32_t>(128U * static_cast<uint32_t>(x_sums[r])));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(result[r] + first), _mm256_sub_epi32(pairs, excess));
+      const auto pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi32(halves[r][0], halves[r][1]), 0b11011000);
+      auto* to = reinterpret_cast<__m256i*>(sums[r] + first);
+      _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), pairs));
     }
   }
 }
 
 #else
 
-template <int rows>
+template <int rows, bool>
 void multiply_rows(
-    const int8_t* x, int64_t x_ld, const int32_t* x_sums, const uint8_t* panel, int64_t depth,
-    int64_t /*columns*/, Sums result) {
-  uint32_t sums[rows][kPanel] = {};  // unsigned: the sums with 128 in them may wrap
+    const int8_t* x, int64_t x_ld, const uint8_t* panel, int64_t depth, int64_t /*columns*/, Sums sums, Fetch) {
   for (int64_t k = 0; k < depth; k += 4) {
     for (int r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < kPanel; ++c) {
         int32_t four = 0;
         for (int64_t i = 0; i < 4; ++i) four += x[r * x_ld + k + i] * panel[(k * kPanel) + c * 4 + i];
-        sums[r][c] += static_cast<uint32_t>(four);
+        sums[r][c] = static_cast<int32_t>(static_cast<uint32_t>(sums[r][c]) + static_cast<uint32_t>(four));
       }
-    }
-  }
-  for (int r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < kPanel; ++c) {
-      result[r][c] = static_cast<int32_t>(sums[r][c] - 128U * static_cast<uint32_t>(x_sums[r]));
     }
   }
 }
@@ -198,36 +202,61 @@ void multiply_rows(
 #endif
 
 #if defined(__AVX512VNNI__)
-constexpr int kAtOnce = 12;
+constexpr int kAtOnce = 12;  ///< rows in a pass, by the registers
+constexpr int kFew = 24;     ///< so many rows wait for the panel to come from memory
 #else
-constexpr int kAtOnce = 4;
+constexpr int kAtOnce = 4, kFew = kAtOnce;
 #endif
+constexpr int64_t kDepth = 512;  ///< codes of a panel that stay in the first-level cache between two passes
 
-template <int rows>
+template <int rows, bool fetch>
 void multiply_up_to(
-    const int8_t* x, int64_t x_ld, const int32_t* x_sums, int64_t wanted, const uint8_t* panel,
-    int64_t depth, int64_t columns, Sums result) {
+    const int8_t* x, int64_t x_ld, int64_t wanted, const uint8_t* panel, int64_t depth, int64_t columns,
+    Sums sums, Fetch next) {
   if (wanted == rows) {
-    multiply_rows<rows>(x, x_ld, x_sums, panel, depth, columns, result);
+    multiply_rows<rows, fetch>(x, x_ld, panel, depth, columns, sums, next);
   } else if constexpr (rows > 1) {
-    multiply_up_to<rows - 1>(x, x_ld, x_sums, wanted, panel, depth, columns, result);
+    multiply_up_to<rows - 1, fetch>(x, x_ld, wanted, panel, depth, columns, sums, next);
+  }
+}
+
+/// Rows that need two passes, part by part of the panel: the second pass finds a part in the cache, and both fetch
+/// the next part, each its share, so that memory is never idle. Parts without that fetch are slower than whole passes.
+void multiply_few(
+    const int8_t* x, int64_t x_ld, int64_t rows, const uint8_t* panel, int64_t depth, int64_t columns, Sums sums) {
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    const int64_t codes = depth - k < kDepth ? depth - k : kDepth;
+    Fetch next{panel + (k + codes) * kPanel};
+    for (int64_t row = 0; row < rows; row += kAtOnce) {
+      const int64_t now = rows - row < kAtOnce ? rows - row : kAtOnce;
+      next.step = 4 * kPanel * now / rows;
+      multiply_up_to<kAtOnce, true>(
+          x + row * x_ld + k, x_ld, now, panel + k * kPanel, codes, columns, sums + row, next);
+      next.from += codes / 4 * next.step;
+    }
   }
 }
 
 void multiply(
     const int8_t* x, int64_t x_ld, const int32_t* x_sums, int64_t rows, const uint8_t* panel,
     int64_t depth, int64_t columns, const Epilogue& epilogue) {
+  alignas(64) int32_t sums[kFew][kPanel];
+  const bool few = rows > kAtOnce && rows <= kFew;
   auto e = epilogue;
-  alignas(64) int32_t sums[kAtOnce][kPanel];
-  while (rows > 0) {
-    const int64_t now = rows < kAtOnce ? rows : kAtOnce;
-    multiply_up_to<kAtOnce>(x, x_ld, x_sums, now, panel, depth, columns, sums);
+  for (int64_t row = 0, now; row < rows; row += now) {
+    now = few ? rows : rows - row < kAtOnce ? rows - row : kAtOnce;
+    for (int64_t r = 0; r < now; ++r) {
+      const auto excess = 128U * static_cast<uint32_t>(x_sums[row + r]);
+      for (auto& sum : sums[r]) sum = static_cast<int32_t>(0U - excess);
+    }
+    if (few) {
+      multiply_few(x, x_ld, rows, panel, depth, columns, sums);
+    } else {
+      multiply_up_to<kAtOnce, false>(x + row * x_ld, x_ld, now, panel, depth, columns, sums, {});
+    }
     store(sums, now, columns, e);
-    x += now * x_ld;
-    x_sums += now;
     e.out = static_cast<char*>(e.out) + static_cast<std::size_t>(now * e.ld) * size_of(e.type);
     if (e.x_scales != nullptr) e.x_scales += now * e.x_step;
-    rows -= now;
   }
 }
 
