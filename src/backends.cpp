@@ -1,10 +1,12 @@
 #include <te_int8/backends.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <optional>
 #include <sstream>
 
+#include <ATen/Context.h>
 #include <c10/util/Exception.h>
 
 namespace te_int8::inline v0 {
@@ -20,10 +22,27 @@ struct Entry {
 };
 
 /// In the order in which "auto" tries them.
-constexpr std::array<Entry, 2> kEntries{{
+constexpr std::array<Entry, 3> kEntries{{
     {Backend::Cpu, "cpu", c10::DeviceType::CPU},
+    {Backend::Cublaslt, "cublaslt", c10::DeviceType::CUDA},
     {Backend::Reference, "reference", std::nullopt},
 }};
+
+#ifdef TE_INT8_WITH_CUDA
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;
+#endif
+
+bool in_this_build(const Entry& entry) {
+  return entry.device != c10::DeviceType::CUDA || kWithCuda;
+}
+
+std::string obstacle(const Entry& entry) {
+  if (!in_this_build(entry)) return "te_int8 was built without CUDA";
+  if (entry.device == c10::DeviceType::CUDA && !at::hasCUDA()) return "LibTorch sees no CUDA device";
+  return "";
+}
 
 thread_local std::optional<Backend> backend_of_thread;
 
@@ -32,7 +51,8 @@ thread_local std::optional<Backend> backend_of_thread;
 std::vector<BackendInfo> backends() {
   std::vector<BackendInfo> result;
   for (const auto& entry : kEntries) {
-    result.push_back({.name = entry.name, .usable = true, .reason = ""});
+    auto reason = obstacle(entry);
+    result.push_back({.name = entry.name, .usable = reason.empty(), .reason = std::move(reason)});
   }
   return result;
 }
@@ -51,7 +71,13 @@ Backend parse_backend(const std::string& requested) {
   }
   std::ostringstream names;
   for (const auto& entry : kEntries) {
-    if (wanted == entry.name) return entry.backend;
+    if (wanted == entry.name) {
+      const auto reason = obstacle(entry);
+      TORCH_CHECK_VALUE(
+          reason.empty(), "te_int8: expected ", source, " to be a back end that is usable here, got '", wanted,
+          "': ", reason);
+      return entry.backend;
+    }
     names << " '" << entry.name << "'";
   }
   TORCH_CHECK_VALUE(
@@ -62,7 +88,7 @@ Backend parse_backend(const std::string& requested) {
 std::string backend_name(Backend backend, c10::DeviceType device) {
   for (const auto& entry : kEntries) {
     const bool fits = !entry.device || *entry.device == device;
-    if (backend == Backend::Auto ? !fits : backend != entry.backend) continue;
+    if (backend == Backend::Auto ? !fits || !in_this_build(entry) : backend != entry.backend) continue;
     TORCH_CHECK_VALUE(
         fits, "te_int8: expected a back end for ", device, ", got '", entry.name, "', which is for ",
         *entry.device);

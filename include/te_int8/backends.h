@@ -26,6 +26,7 @@ enum class Backend {
   Auto,       ///< the best one for the device
   Reference,  ///< plain LibTorch operations, on any device
   Cpu,        ///< src/cpu
+  Cublaslt,   ///< src/cuda, products by cuBLASLt
 };
 
 /// The back end that `requested` (a Recipe's) names; for "auto" the one in TE_INT8_BACKEND, if any.

@@ -104,19 +104,26 @@ inline Codes requantize_columns(const at::Tensor& codes, const at::Tensor& scale
   return detail::quantize_matrix(codes.to(at::kFloat).mul_(scales.unsqueeze(1)).t());
 }
 
+/// Scales, bias and cast of exact sums [M,N]; see ops::scaled_mm.
+inline at::Tensor epilogue(
+    const at::Tensor& sums, const std::optional<at::Tensor>& a_scales,
+    const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias,
+    at::ScalarType dtype) {
+  auto result = sums.to(at::kFloat);
+  if (a_scales) result = result.mul(a_scales->unsqueeze(1));
+  if (b_scales) result = result.mul(*b_scales);
+  if (bias) result = result.add(bias->to(at::kFloat));
+  return result.to(dtype);
+}
+
 /// See ops::scaled_mm.
 inline at::Tensor scaled_mm(
     const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales,
     const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias,
     std::optional<at::ScalarType> out_dtype) {
   const auto dtype = te_int8::detail::check_scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
-  auto sums = detail::exact_sums(a, b);
-  if (dtype == at::kInt) return sums.to(at::kInt);
-  sums = sums.to(at::kFloat);
-  if (a_scales) sums.mul_(a_scales->unsqueeze(1));
-  if (b_scales) sums.mul_(*b_scales);
-  if (bias) sums.add_(bias->to(at::kFloat));
-  return sums.to(dtype);
+  const auto sums = detail::exact_sums(a, b);
+  return dtype == at::kInt ? sums.to(at::kInt) : epilogue(sums, a_scales, b_scales, bias, dtype);
 }
 
 }  // namespace te_int8::inline v0::reference

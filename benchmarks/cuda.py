@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""te_int8 on a GPU beside what a user could pick instead: bf16, FP8 rowwise, torch._int_mm, a copy of memory.
+
+    python benchmarks/cuda.py build/lib/libte_int8.so [--section SECTION ...] [--json FILE]
+
+Large products are bound by power, so the clock, and with it the order of timing, decides what looks fast. Every
+candidate is therefore timed in random order in two states: cool (22 ms of rest, then one burst) and hot (50 ms of the
+candidate itself, then one burst). A burst is a CUDA graph of calls that take turns at buffers larger than the L2 cache
+together. The figures are medians; `again` is the first candidate of a table timed a second time under another name.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+
+import torch
+
+GEMM_SHAPES = [(8192, 4096, 4096), (8192, 14336, 4096), (8192, 4096, 14336), (8192, 8192, 8192), (16384, 4096, 1024),
+               (2048, 4096, 4096)]
+LINEAR_SHAPES = [(8192, 4096, 4096), (8192, 14336, 4096), (2048, 4096, 4096), (1024, 1024, 1024), (4096, 1024, 4096)]
+DECODE_SHAPES = [(m, n, n) for n in (4096, 8192) for m in (1, 8, 16, 32, 64)]
+QUANTIZE_SHAPES = [(8192, 4096), (16384, 4096), (8192, 16384), (8192, 768), (65536, 1024)]
+ROTATED_BYTES = 256 << 20
+ops = torch.ops.te_int8
+
+
+def ms_of(graph):
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def capture(calls, count):
+    """A graph of `count` calls that take turns."""
+    for call in calls[:3]:  # whatever is chosen or allocated at the first call
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(count):
+            calls[i % len(calls)]()
+    return graph
+
+
+def measure(candidates, rounds):
+    """{name: [call, ...]} -> {name: (cool, hot)} in microseconds a call."""
+    graphs = {}
+    for name, calls in candidates.items():
+        estimate = ms_of(capture(calls, len(calls))) / len(calls)
+        count = max(len(calls), min(200, int(4 / max(estimate, 1e-3))))
+        graphs[name] = (capture(calls, count), count)
+    times = {name: ([], []) for name in graphs}
+    for _ in range(rounds):
+        for hot in (0, 1):
+            names = list(graphs)
+            random.shuffle(names)
+            for name in names:
+                graph, count = graphs[name]
+                if hot:
+                    spent = 0.0
+                    while spent < 50:
+                        spent += ms_of(graph)
+                else:
+                    torch.cuda.synchronize()
+                    time.sleep(0.022)
+                times[name][hot].append(ms_of(graph) * 1000 / count)
+    return {name: tuple(statistics.median(t) for t in both) for name, both in times.items()}
+
+
+def copies(bytes_of_one):
+    return max(2, -(-ROTATED_BYTES // bytes_of_one))
+
+
+def rotate(function, make, count):
+    """`count` calls of function, each on its own result of make()."""
+    def bind(arguments):
+        return lambda: function(*arguments)
+    return [bind(make()) for _ in range(count)]
+
+
+def bf16(*sizes):
+    return torch.randn(*sizes, device="cuda", dtype=torch.bfloat16)
+
+
+def fp8_rows(x):
+    scale = x.abs().amax(1, keepdim=True).float() / 448
+    return (x / scale).to(torch.float8_e4m3fn), scale
+
+
+def gemm(m, n, k):
+    count = copies(m * k + n * k + 2 * m * n)
+    bias = bf16(n)
+
+    def codes():
+        return (*ops.quantize_rows(bf16(m, k)), *ops.quantize_rows(bf16(n, k)))
+
+    def fp8():
+        (a, sa), (b, sb) = fp8_rows(bf16(m, k)), fp8_rows(bf16(n, k))
+        return a, b.t(), sa, sb.t().contiguous()
+
+    candidates = {
+        "bf16": rotate(lambda x, w: torch.nn.functional.linear(x, w, bias), lambda: (bf16(m, k), bf16(n, k)), count),
+        "te_int8": rotate(lambda a, sa, b, sb: ops.scaled_mm(a, b, sa, sb, bias, out_dtype=torch.bfloat16), codes, count),
+        "fp8 rowwise": rotate(
+            lambda a, b, sa, sb: torch._scaled_mm(a, b, scale_a=sa, scale_b=sb, bias=bias, out_dtype=torch.bfloat16), fp8,
+            count),
+    }
+    if m > 16:
+        candidates["_int_mm"] = rotate(lambda a, sa, b, sb: torch._int_mm(a, b.t()), codes, count)
+    candidates["again"] = candidates["bf16"]
+    return candidates
+
+
+def linear(m, n, k):
+    count = copies(2 * m * k + n * k + 2 * m * n)
+    bias = bf16(n)
+    weights = [(w, *ops.quantize_rows(w)) for w in (bf16(n, k) for _ in range(count))]
+
+    def ours(x, weight):
+        return ops.linear_prequantized(x, weight[1], weight[2], bias)
+
+    inputs = [(bf16(m, k), weight) for weight in weights]
+    result = {
+        "bf16": [lambda x=x, w=w: torch.nn.functional.linear(x, w[0], bias) for x, w in inputs],
+        "te_int8": [lambda x=x, w=w: ours(x, w) for x, w in inputs],
+    }
+    result["again"] = result["bf16"]
+    return result
+
+
+def quantize(m, k):
+    count = copies(3 * m * k)
+
+    def copy(bytes_moved):
+        half = bytes_moved // 2
+        return rotate(lambda to, of: to.copy_(of),
+                      lambda: (torch.empty(half, device="cuda", dtype=torch.uint8),
+                               torch.randint(0, 255, (half,), device="cuda", dtype=torch.uint8)), count)
+
+    values = lambda: (bf16(m, k),)
+    return {
+        "copy of 3 bytes": copy(3 * m * k),
+        "quantize_rows": rotate(ops.quantize_rows, values, count),
+        "quantize_columns": rotate(ops.quantize_columns, values, count),
+        "copy of 2 bytes": copy(2 * m * k),
+        "requantize_columns": rotate(ops.requantize_columns, lambda: ops.quantize_rows(bf16(m, k)), count),
+        "again": copy(3 * m * k),
+    }
+
+
+SECTIONS = {"gemm": (gemm, GEMM_SHAPES), "linear": (linear, LINEAR_SHAPES), "decode": (linear, DECODE_SHAPES),
+            "quantize": (quantize, QUANTIZE_SHAPES)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library")
+    parser.add_argument("--section", action="append", choices=list(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.ops.load_library(options.library)
+    torch.manual_seed(options.seed)
+    random.seed(options.seed)
+    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
+    print(result["device"], "torch", result["torch"])
+    with torch.no_grad():
+        for section in options.section or SECTIONS:
+            make, shapes = SECTIONS[section]
+            for shape in shapes:
+                times = measure(make(*shape), options.rounds)
+                base = next(iter(times.values()))
+                for name, (cool, hot) in times.items():
+                    result["rows"].append({"section": section, "shape": shape, "name": name, "cool_us": cool, "hot_us": hot})
+                    print(f"{section:9} {str(shape):22} {name:20} {cool:9.1f} {hot:9.1f} us   "
+                          f"x{base[0] / cool:.3f} x{base[1] / hot:.3f}", flush=True)
+                torch.cuda.empty_cache()
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+// How the kernels' callers choose a template instance.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "types.h"
+
+namespace te_int8::kernels {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+/// f(T()) with the type that `type` names.
+template <typename F>
+cudaError_t with_type(Type type, const F& f) {
+  switch (type) {
+    case Type::Float: return f(float());
+    case Type::Half: return f(__half());
+    case Type::BFloat16: return f(__nv_bfloat16());
+  }
+  return cudaErrorInvalidValue;
+}
+
+/// f(std::bool_constant) with the value of `condition`.
+template <typename F>
+cudaError_t with_bool(bool condition, const F& f) {
+  return condition ? f(std::true_type()) : f(std::false_type());
+}
+
+}  // namespace te_int8::kernels

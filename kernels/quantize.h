@@ -1,0 +1,28 @@
+// Kernels that make codes, as te_int8/number_format.h defines them. Matrices are contiguous; pointers of any
+// alignment are computed, those of 16 bytes (and sizes of whole 16 bytes) fast. Any size, zero included. Each
+// function launches on `stream` and returns the launches' error.
+#pragma once
+
+#include "types.h"
+
+namespace te_int8::kernels {
+
+/// x [rows, width] -> codes [rows, width], scales [rows]. One pass over memory for rows that fit into the
+/// registers of a block (aligned: 65,536 values of 2 bytes, 32,768 floats; else 16,384), else two.
+cudaError_t quantize_rows(
+    Type type, const void* x, int64_t rows, int64_t width, int8_t* codes, float* scales, cudaStream_t stream);
+
+/// x [count] -> codes [count], scales [1].
+cudaError_t quantize_tensor(
+    Type type, const void* x, int64_t count, int8_t* codes, float* scales, cudaStream_t stream);
+
+/// x [rows, columns] -> codes of the transpose [columns, rows], scales [columns].
+cudaError_t quantize_columns(
+    Type type, const void* x, int64_t rows, int64_t columns, int8_t* codes_t, float* scales, cudaStream_t stream);
+
+/// The same of codes [rows, columns] that stand for code * scale; row_scales [rows], or [1] where `one_scale`.
+cudaError_t requantize_columns(
+    const int8_t* codes, const float* row_scales, bool one_scale, int64_t rows, int64_t columns,
+    int8_t* codes_t, float* scales, cudaStream_t stream);
+
+}  // namespace te_int8::kernels

@@ -1,0 +1,249 @@
+// Codes by row, and by tensor. A thread holds pieces of 16 values: two or four loads of 16 bytes, one store.
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "launch.h"
+#include "numbers.cuh"
+#include "quantize.h"
+
+namespace te_int8::kernels {
+namespace {
+
+constexpr int kPiece = 16;
+constexpr int kMaxThreads = 1024;
+
+/// The 16 values of one thread, of a run of 16 * `threads` values that begins at x: consecutive ones where
+/// memory is aligned, else every `threads`-th, so that neighbours read neighbours.
+template <typename T, bool kAligned>
+class Piece {
+ public:
+  __device__ void load(const T* x, int64_t count, int threads, int thread) {
+    if constexpr (kAligned) {
+      if (thread * kPiece < count) {
+        const auto* from = reinterpret_cast<const uint4*>(x) + thread * kWords;
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) words_[i] = from[i];
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) words_[i] = make_uint4(0, 0, 0, 0);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) {
+        const int64_t at = static_cast<int64_t>(i) * threads + thread;
+        values_[i] = at < count ? to_float(x[at]) : 0.0F;
+      }
+    }
+  }
+
+  __device__ uint32_t amax() const {
+    uint32_t result = 0;
+#pragma unroll
+    for (int i = 0; i < kPiece; ++i) result = max(result, magnitude(value(i)));
+    return result;
+  }
+
+  __device__ void store(int8_t* codes, int64_t count, int threads, int thread, float inverse) const {
+    uint32_t packed[kPiece / 4];
+#pragma unroll
+    for (int i = 0; i < kPiece / 4; ++i) {
+      packed[i] = pack(
+          code_of(value(4 * i), inverse), code_of(value(4 * i + 1), inverse),
+          code_of(value(4 * i + 2), inverse), code_of(value(4 * i + 3), inverse), inverse);
+    }
+    if constexpr (kAligned) {
+      if (thread * kPiece < count) {
+        reinterpret_cast<uint4*>(codes)[thread] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) {
+        const int64_t at = static_cast<int64_t>(i) * threads + thread;
+        if (at < count) codes[at] = static_cast<int8_t>(packed[i / 4] >> 8 * (i % 4));
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWords = kPiece * static_cast<int>(sizeof(T)) / 16;
+
+  __device__ float value(int i) const {
+    if constexpr (kAligned) {
+      return value_of<T>(words_[i * kWords / kPiece], i % (kPiece / kWords));
+    } else {
+      return values_[i];
+    }
+  }
+
+  std::conditional_t<kAligned, uint4[kWords], float[kPiece]> words_;
+  std::conditional_t<kAligned, int, float[kPiece]> values_;
+};
+
+/// The maximum over a block of whole warps.
+__device__ uint32_t block_max(uint32_t value) {
+  __shared__ uint32_t of_warp[kMaxThreads / 32];
+  value = warp_max(value);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+  __syncthreads();
+  const int warps = static_cast<int>(blockDim.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  return warp_max(lane < warps ? of_warp[lane] : 0);
+}
+
+/// Rows in registers: `blockDim.x` threads a row, kPieces pieces a thread. Up to 32 threads (a power of two)
+/// are a part of a warp and blockDim.y rows share a block; more (whole warps) have the block to themselves.
+template <typename T, bool kAligned, int kPieces>
+__global__ void __launch_bounds__(kMaxThreads) rows_on_chip(
+    const T* __restrict__ x, int64_t rows, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  const auto begin = [&](int piece) { return static_cast<int64_t>(piece) * threads * kPiece; };
+  const auto left = [&](int piece) { return row < rows ? width - begin(piece) : 0; };
+  Piece<T, kAligned> pieces[kPieces];
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) pieces[p].load(x + row * width + begin(p), left(p), threads, thread);
+  uint32_t amax = 0;
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) amax = max(amax, pieces[p].amax());
+  if (threads > 32) {
+    amax = block_max(amax);
+  } else {
+    for (int offset = threads / 2; offset > 0; offset /= 2) {
+      amax = max(amax, __shfl_xor_sync(0xffffffffU, amax, offset));
+    }
+  }
+  const Step step = step_of(amax);
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+    pieces[p].store(codes + row * width + begin(p), left(p), threads, thread, step.inverse);
+  }
+  if (thread == 0 && row < rows) scales[row] = step.scale;
+}
+
+/// f(where it begins, how many values) for every run of a row that a block takes at once.
+template <typename F>
+__device__ void for_each_run(int64_t width, int64_t first, int64_t stride, const F& f) {
+  const int64_t run = static_cast<int64_t>(blockDim.x) * kPiece;
+  for (int64_t begin = first * run; begin < width; begin += stride * run) f(begin, width - begin);
+}
+
+/// Rows wider than that: a block a row, which it reads twice.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kMaxThreads) rows_in_two_passes(
+    const T* __restrict__ x, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales) {
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  x += blockIdx.x * width;
+  codes += blockIdx.x * width;
+  Piece<T, kAligned> piece;
+  uint32_t amax = 0;
+  for_each_run(width, 0, 1, [&](int64_t begin, int64_t count) {
+    piece.load(x + begin, count, threads, thread);
+    amax = max(amax, piece.amax());
+  });
+  const Step step = step_of(block_max(amax));
+  for_each_run(width, 0, 1, [&](int64_t begin, int64_t count) {
+    piece.load(x + begin, count, threads, thread);
+    piece.store(codes + begin, count, threads, thread, step.inverse);
+  });
+  if (thread == 0) scales[blockIdx.x] = step.scale;
+}
+
+/// One scale for all: *amax holds 0 before and the bits of max |x| after.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kMaxThreads) amax_of_tensor(
+    const T* __restrict__ x, int64_t count, uint32_t* __restrict__ amax) {
+  Piece<T, kAligned> piece;
+  uint32_t most = 0;
+  for_each_run(count, blockIdx.x, gridDim.x, [&](int64_t begin, int64_t left) {
+    piece.load(x + begin, left, static_cast<int>(blockDim.x), static_cast<int>(threadIdx.x));
+    most = max(most, piece.amax());
+  });
+  most = block_max(most);
+  if (threadIdx.x == 0) atomicMax(amax, most);
+}
+
+/// The codes by *amax. The scale is written by scale_of_tensor, as *amax may lie in its place.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kMaxThreads) codes_of_tensor(
+    const T* __restrict__ x, int64_t count, const uint32_t* __restrict__ amax, int8_t* __restrict__ codes) {
+  const Step step = step_of(*amax);
+  Piece<T, kAligned> piece;
+  for_each_run(count, blockIdx.x, gridDim.x, [&](int64_t begin, int64_t left) {
+    piece.load(x + begin, left, static_cast<int>(blockDim.x), static_cast<int>(threadIdx.x));
+    piece.store(codes + begin, left, static_cast<int>(blockDim.x), static_cast<int>(threadIdx.x), step.inverse);
+  });
+}
+
+__global__ void scale_of_tensor(float* amax_then_scale) {
+  *amax_then_scale = step_of(__float_as_uint(*amax_then_scale)).scale;
+}
+
+template <typename T>
+bool aligned_rows(const void* x, int64_t width, const void* codes) {
+  return is_aligned(x) && is_aligned(codes) && width % kPiece == 0;
+}
+
+template <typename T, bool kAligned>
+cudaError_t launch_rows(
+    const T* x, int64_t rows, int64_t width, int8_t* codes, float* scales, cudaStream_t stream) {
+  const int64_t pieces = ceil_div(width, kPiece);
+  const auto launch = [&](auto kernel, int64_t threads, int64_t rows_a_block) {
+    kernel<<<static_cast<unsigned>(ceil_div(rows, rows_a_block)),
+             dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_a_block)), 0, stream>>>(
+        x, rows, width, codes, scales);
+    return cudaGetLastError();
+  };
+  const auto warps_of = [](int64_t threads) { return ceil_div(threads, 32) * 32; };
+  if (pieces <= 32) {
+    const auto threads = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(pieces, 1))));
+    return launch(rows_on_chip<T, kAligned, 1>, threads, 256 / threads);
+  }
+  if (pieces <= (kAligned ? 512 : kMaxThreads)) return launch(rows_on_chip<T, kAligned, 1>, warps_of(pieces), 1);
+  if constexpr (kAligned) {
+    if (pieces <= 2 * kMaxThreads) return launch(rows_on_chip<T, kAligned, 2>, warps_of(ceil_div(pieces, 2)), 1);
+    if constexpr (sizeof(T) == 2) {
+      if (pieces <= 4 * kMaxThreads) return launch(rows_on_chip<T, kAligned, 4>, warps_of(ceil_div(pieces, 4)), 1);
+    }
+  }
+  rows_in_two_passes<T, kAligned>
+      <<<static_cast<unsigned>(rows), kMaxThreads, 0, stream>>>(x, width, codes, scales);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t quantize_rows(
+    Type type, const void* x, int64_t rows, int64_t width, int8_t* codes, float* scales, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  return with_type(type, [&](auto t) {
+    using T = decltype(t);
+    return with_bool(aligned_rows<T>(x, width, codes), [&](auto aligned) {
+      return launch_rows<T, decltype(aligned)::value>(
+          static_cast<const T*>(x), rows, width, codes, scales, stream);
+    });
+  });
+}
+
+cudaError_t quantize_tensor(
+    Type type, const void* x, int64_t count, int8_t* codes, float* scales, cudaStream_t stream) {
+  auto* amax = reinterpret_cast<uint32_t*>(scales);
+  if (const auto error = cudaMemsetAsync(amax, 0, sizeof(*amax), stream); error != cudaSuccess) return error;
+  if (count == 0) return cudaSuccess;  // and the scale is 0
+  constexpr int kThreads = 256;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(count, kThreads * kPiece), 4096));
+  const auto error = with_type(type, [&](auto t) {
+    using T = decltype(t);
+    return with_bool(aligned_rows<T>(x, count, codes), [&](auto aligned) {
+      constexpr bool kAligned = decltype(aligned)::value;
+      const auto* values = static_cast<const T*>(x);
+      amax_of_tensor<T, kAligned><<<blocks, kThreads, 0, stream>>>(values, count, amax);
+      codes_of_tensor<T, kAligned><<<blocks, kThreads, 0, stream>>>(values, count, amax, codes);
+      return cudaGetLastError();
+    });
+  });
+  if (error != cudaSuccess) return error;
+  scale_of_tensor<<<1, 1, 0, stream>>>(scales);
+  return cudaGetLastError();
+}
+
+}  // namespace te_int8::kernels

@@ -1,0 +1,41 @@
+// What the CUDA back ends share: which of them is in force, and the stream that a tensor's work goes to.
+#pragma once
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/types.h>
+
+#include <te_int8/backends.h>
+
+#include "../../kernels/types.h"
+
+namespace te_int8::cuda {
+
+/// Asked for the reference, these back ends leave a tensor of a GPU to it.
+inline bool leave_to_reference() { return detail::current_backend() == detail::Backend::Reference; }
+
+/// Makes the device of `x` the current one; its current stream takes the work.
+class OnDeviceOf {
+ public:
+  explicit OnDeviceOf(const at::Tensor& x)
+      : guard_(x.device()), stream_(c10::cuda::getCurrentCUDAStream(x.device().index())) {}
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+  c10::cuda::CUDAGuard guard_;
+  c10::cuda::CUDAStream stream_;
+};
+
+/// Of float, half or bfloat16.
+inline kernels::Type type_of(at::ScalarType type) {
+  return type == at::kHalf ? kernels::Type::Half
+                           : type == at::kBFloat16 ? kernels::Type::BFloat16 : kernels::Type::Float;
+}
+
+/// x without gaps, in a type that kernels read: the number format rounds double to float first.
+inline at::Tensor dense(const at::Tensor& x) {
+  return (x.scalar_type() == at::kDouble ? x.to(at::kFloat) : x).contiguous();
+}
+
+}  // namespace te_int8::cuda

@@ -1,0 +1,78 @@
+// Operations that make codes, on CUDA tensors, by the kernels of kernels/quantize.h.
+#include <torch/library.h>
+
+#include <te_int8/number_format.h>
+
+#include "../../kernels/quantize.h"
+#include "device.h"
+
+namespace te_int8::inline v0 {
+namespace {
+
+using at::Tensor;
+using cuda::OnDeviceOf, cuda::dense, cuda::leave_to_reference, cuda::type_of;
+using Codes = std::tuple<Tensor, Tensor>;
+
+Codes quantize_rows(const Tensor& x, std::string_view granularity) {
+  detail::check_float("quantize_rows", "x", x);
+  const bool per_tensor = detail::is_per_tensor("quantize_rows", granularity);
+  if (leave_to_reference() || x.dim() == 0) return reference::quantize_rows(x, granularity);
+  const OnDeviceOf device(x);
+  const auto values = dense(x);
+  auto codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
+  const auto rows = x.sizes().slice(0, x.dim() - 1);
+  auto scales = at::empty(per_tensor ? at::IntArrayRef{1} : rows, x.options().dtype(at::kFloat));
+  const auto type = type_of(values.scalar_type());
+  auto* to = codes.mutable_data_ptr<int8_t>();
+  auto* scale = scales.mutable_data_ptr<float>();
+  C10_CUDA_CHECK(
+      per_tensor
+          ? kernels::quantize_tensor(type, values.const_data_ptr(), x.numel(), to, scale, device.stream())
+          : kernels::quantize_rows(
+                type, values.const_data_ptr(), scales.numel(), x.size(-1), to, scale, device.stream()));
+  return {codes, scales};
+}
+
+/// Empty codes and scales for the columns of a matrix like x.
+Codes transposed_like(const Tensor& x) {
+  return {
+      at::empty({x.size(1), x.size(0)}, x.options().dtype(at::kChar)),
+      at::empty({x.size(1)}, x.options().dtype(at::kFloat))};
+}
+
+Codes quantize_columns(const Tensor& x) {
+  detail::check_float("quantize_columns", "x", x);
+  detail::check_dim("quantize_columns", "x", x, 2);
+  if (leave_to_reference()) return reference::quantize_columns(x);
+  const OnDeviceOf device(x);
+  const auto values = dense(x);
+  auto [codes, scales] = transposed_like(x);
+  C10_CUDA_CHECK(kernels::quantize_columns(
+      type_of(values.scalar_type()), values.const_data_ptr(), x.size(0), x.size(1),
+      codes.mutable_data_ptr<int8_t>(), scales.mutable_data_ptr<float>(), device.stream()));
+  return {codes, scales};
+}
+
+Codes requantize_columns(const Tensor& codes, const Tensor& scales) {
+  detail::check_int8("requantize_columns", "codes", codes);
+  detail::check_dim("requantize_columns", "codes", codes, 2);
+  detail::check_scales("requantize_columns", "scales", scales, codes.size(0), codes);
+  if (leave_to_reference()) return reference::requantize_columns(codes, scales);
+  const OnDeviceOf device(codes);
+  const auto values = codes.contiguous(), row_scales = scales.contiguous();
+  auto [codes_t, scales_t] = transposed_like(codes);
+  C10_CUDA_CHECK(kernels::requantize_columns(
+      values.const_data_ptr<int8_t>(), row_scales.const_data_ptr<float>(), scales.size(0) == 1, codes.size(0),
+      codes.size(1), codes_t.mutable_data_ptr<int8_t>(), scales_t.mutable_data_ptr<float>(), device.stream()));
+  return {codes_t, scales_t};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(te_int8, CUDA, m) {
+  m.impl("quantize_rows", TORCH_FN(quantize_rows));
+  m.impl("quantize_columns", TORCH_FN(quantize_columns));
+  m.impl("requantize_columns", TORCH_FN(requantize_columns));
+}
+
+}  // namespace te_int8::inline v0
