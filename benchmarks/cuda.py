@@ -107,7 +107,8 @@ def gemm(m, n, k):
         "bf16": rotate(lambda x, w: torch.nn.functional.linear(x, w, bias), lambda: (bf16(m, k), bf16(n, k)), count),
         "te_int8": rotate(lambda a, sa, b, sb: ops.scaled_mm(a, b, sa, sb, bias, out_dtype=torch.bfloat16), codes, count),
         "fp8 rowwise": rotate(
-            lambda a, b, sa, sb: torch._scaled_mm(a, b, scale_a=sa, scale_b=sb, bias=bias, out_dtype=torch.bfloat16), fp8,
+            lambda a, b, sa, sb: torch._scaled_mm(
+                a, b, scale_a=sa, scale_b=sb, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True), fp8,
             count),
     }
     if m > 16:

@@ -3,23 +3,13 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "epilogue.cuh"
 #include "launch.h"
-#include "numbers.cuh"
 
 namespace te_int8::kernels {
 namespace {
 
 constexpr int kThreads = 256, kColumns = 4;
-
-__device__ float bias_at(const Epilogue& epilogue, int64_t column) {
-  if (epilogue.bias == nullptr) return -0.0F;  // leaves the sign of a zero alone
-  switch (epilogue.bias_type) {
-    case Type::Half: return to_float(static_cast<const __half*>(epilogue.bias)[column]);
-    case Type::BFloat16: return to_float(static_cast<const __nv_bfloat16*>(epilogue.bias)[column]);
-    case Type::Float: break;
-  }
-  return static_cast<const float*>(epilogue.bias)[column];
-}
 
 /// A thread computes kColumns columns of every gridDim.y-th row.
 template <typename T, bool kAligned>
@@ -32,11 +22,11 @@ __global__ void __launch_bounds__(kThreads) epilogue_of_sums(
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
     const int64_t column = min(first + i, columns - 1);
-    b_scale[i] = epilogue.b_scales == nullptr ? 1.0F : epilogue.b_scales[column * epilogue.b_step];
+    b_scale[i] = b_scale_at(epilogue, column);
     bias[i] = bias_at(epilogue, column);
   }
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
-    const float a_scale = epilogue.a_scales == nullptr ? 1.0F : epilogue.a_scales[row * epilogue.a_step];
+    const float a_scale = a_scale_at(epilogue, row);
     const int32_t* from = sums + row * ld + first;
     T* to = out + row * columns + first;
     int32_t sum[kColumns];
@@ -50,8 +40,7 @@ __global__ void __launch_bounds__(kThreads) epilogue_of_sums(
     struct alignas(sizeof(T) * kColumns) { T values[kColumns]; } result;
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const float scaled = __fmul_rn(__int2float_rn(sum[i]), a_scale);
-      result.values[i] = static_cast<T>(__fmaf_rn(b_scale[i], scaled, bias[i]));
+      result.values[i] = static_cast<T>(epilogue_formula(sum[i], a_scale, b_scale[i], bias[i]));
     }
     if constexpr (kAligned) {
       *reinterpret_cast<decltype(result)*>(to) = result;

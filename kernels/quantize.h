@@ -3,6 +3,8 @@
 // function launches on `stream` and returns the launches' error.
 #pragma once
 
+#include <cstddef>
+
 #include "types.h"
 
 namespace te_int8::kernels {
@@ -16,13 +18,17 @@ cudaError_t quantize_rows(
 cudaError_t quantize_tensor(
     Type type, const void* x, int64_t count, int8_t* codes, float* scales, cudaStream_t stream);
 
+/// Bytes of memory that the two functions below need beside their results, for elements of so many bytes.
+std::size_t quantize_columns_workspace(std::size_t element_bytes, int64_t columns);
+
 /// x [rows, columns] -> codes of the transpose [columns, rows], scales [columns].
 cudaError_t quantize_columns(
-    Type type, const void* x, int64_t rows, int64_t columns, int8_t* codes_t, float* scales, cudaStream_t stream);
+    Type type, const void* x, int64_t rows, int64_t columns, void* workspace, int8_t* codes_t, float* scales_t,
+    cudaStream_t stream);
 
 /// The same of codes [rows, columns] that stand for code * scale; row_scales [rows], or [1] where `one_scale`.
 cudaError_t requantize_columns(
-    const int8_t* codes, const float* row_scales, bool one_scale, int64_t rows, int64_t columns,
-    int8_t* codes_t, float* scales, cudaStream_t stream);
+    const int8_t* codes, const float* row_scales, bool one_scale, int64_t rows, int64_t columns, void* workspace,
+    int8_t* codes_t, float* scales_t, cudaStream_t stream);
 
 }  // namespace te_int8::kernels

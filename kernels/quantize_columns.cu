@@ -1,5 +1,4 @@
-// Codes by column, transposed. Two kernels: the first finds the columns' maxima, the second reads again, and
-// turns tiles of codes in shared memory.
+// Codes by column, transposed. See Note [Columns].
 #include <algorithm>
 #include <type_traits>
 
@@ -10,11 +9,25 @@
 namespace te_int8::kernels {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
+// Note [Columns]
+//
+// A column's scale is known only when all of it has been read, so everything is read twice: the second time from
+// the L2 cache. The matrix is cut into tiles of 128 rows by 128 bytes, a column of tiles is a strip, and a group of
+// strips is as much as the cache holds well. One kernel does both readings, a task a block:
+//
+//   maxima of group 0, maxima of group 1, codes of group 0, maxima of group 2, codes of group 1, ...
+//
+// Codes of a strip wait until all maxima of it are in. Blocks draw their tasks by number, so that a task waits only
+// for tasks that have begun before it and wait for nothing themselves.
+
+constexpr int kThreads = 256, kTileRows = 128;
+constexpr int64_t kGroupBytes = 8 << 20;
 
 /// What 16 bytes hold.
 template <typename T>
 constexpr int kValues = 16 / static_cast<int>(sizeof(T));
+template <typename T>
+constexpr int kTileColumns = 8 * kValues<T>;
 
 /// A matrix [rows, columns]; codes (T = int8) with the scales of their rows, scale_step elements apart.
 template <typename T>
@@ -25,13 +38,14 @@ struct Source {
   int64_t scale_step;
 
   /// 16 bytes from (row, column) on; zeros outside.
-  template <bool kAligned>
+  template <bool kAligned, bool kLastUse>
   __device__ uint4 load(int64_t row, int64_t column) const {
     uint4 words = make_uint4(0, 0, 0, 0);
     if (row >= rows || column >= columns) return words;
     const T* from = values + row * columns + column;
     if constexpr (kAligned) {
-      words = *reinterpret_cast<const uint4*>(from);
+      const auto* whole = reinterpret_cast<const uint4*>(from);
+      words = kLastUse ? __ldcs(whole) : *whole;
     } else {
       const int64_t left = columns - column;
       T part[kValues<T>];
@@ -52,141 +66,221 @@ struct Source {
   }
 };
 
-constexpr int kAmaxRows = 128;  ///< of a block
+/// The four rows of 16 bytes of a tile that a thread takes: a warp reads 16 rows of 128 bytes.
+template <typename T>
+struct Quad {
+  uint4 words[4];
+  float scales[4];
 
-/// amax[column] = max(amax[column], bits of |x|) over kAmaxRows rows and 32 * kValues columns a block.
-template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) amax_of_columns(
-    const Source<T> x, int64_t strips, uint32_t* __restrict__ amax) {
-  constexpr int kColumns = 32 * kValues<T>;
-  __shared__ uint32_t of_warp[kWarps][kColumns];
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int64_t first = blockIdx.x % strips * kColumns, top = blockIdx.x / strips * kAmaxRows;
-  uint32_t most[kValues<T>] = {};
-  constexpr int kAtOnce = 4;
-  for (int row = warp; row < kAmaxRows; row += kWarps * kAtOnce) {
-    uint4 words[kAtOnce];
-    float scales[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      words[i] = x.template load<kAligned>(top + row + i * kWarps, first + lane * kValues<T>);
-      scales[i] = x.scale_of(top + row + i * kWarps);
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-      for (int j = 0; j < kValues<T>; ++j) most[j] = max(most[j], magnitude(x.value(words[i], j, scales[i])));
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kValues<T>; ++j) of_warp[warp][lane + 32 * j] = most[j];  // so that no two share a bank
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kColumns; i += kThreads) {
-    uint32_t result = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) result = max(result, of_warp[w][i]);
-    const int64_t column = first + i % 32 * kValues<T> + i / 32;
-    if (column < x.columns) atomicMax(amax + column, result);
-  }
-}
+  static __device__ int column() { return static_cast<int>(threadIdx.x % 8) * kValues<T>; }
+  static __device__ int index() { return static_cast<int>(threadIdx.x / 8); }
 
-constexpr int kTileRows = 128, kTilesOfBlock = 4;
-
-/// A block turns kTilesOfBlock tiles, one below the other, of 128 rows and 128 bytes of columns. A thread takes four
-/// rows of 16 bytes: the four codes of a column are a word of the transpose.
-template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) codes_of_columns(
-    const Source<T> x, int64_t strips, const uint32_t* __restrict__ amax, int8_t* __restrict__ codes_t) {
-  constexpr int kColumns = 8 * kValues<T>;
-  __shared__ uint32_t tile[kColumns][kTileRows / 4 + 1];
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int64_t first = blockIdx.x % strips * kColumns;
-  const int column = lane % 8 * kValues<T>, quad = warp * 4 + lane / 8;
-  // Columns 32 and more apart would meet in a bank.
-  const auto place = [](int c, int q) { return q ^ (c / 32 * 4); };
-
-  float inverse[kValues<T>];
-#pragma unroll
-  for (int j = 0; j < kValues<T>; ++j) {
-    inverse[j] = first + column + j < x.columns ? step_of(amax[first + column + j]).inverse : 0.0F;
-  }
-  const bool whole_words = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
-  for (int t = 0; t < kTilesOfBlock; ++t) {
-    const int64_t top = (blockIdx.x / strips * kTilesOfBlock + t) * kTileRows;
-    if (top >= x.rows) return;
-    uint4 words[4];
-    float scales[4];
+  template <bool kAligned, bool kLastUse>
+  __device__ void load(const Source<T>& x, int64_t top, int64_t left) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      words[i] = x.template load<kAligned>(top + 4 * quad + i, first + column);
-      scales[i] = x.scale_of(top + 4 * quad + i);
+      words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
+      scales[i] = x.scale_of(top + 4 * index() + i);
     }
-    if (t > 0) __syncthreads();
+  }
+  __device__ float value(int row, int column) const { return Source<T>::value(words[row], column, scales[row]); }
+};
+
+/// Maxima of magnitudes as bits, of as many columns in a word as there is room for.
+template <typename T>
+struct Maxima {
+  static constexpr int kWords = 4, kColumns = static_cast<int>(4 / sizeof(T));
+  static constexpr uint32_t kMagnitude = sizeof(T) == 4 ? 0x7fffffffU : 0x7fff7fffU;
+  static __device__ uint32_t of(const Quad<T>& quad, int row, int word) {
+    return word_of(quad.words[row], word) & kMagnitude;
+  }
+  static __device__ uint32_t larger(uint32_t a, uint32_t b) { return sizeof(T) == 4 ? max(a, b) : __vmaxu2(a, b); }
+  /// The bits of the i-th column as those of a float.
+  static __device__ uint32_t bits(uint32_t word, int i) {
+    return magnitude(value_of<T>(make_uint4(word, 0, 0, 0), i));
+  }
+};
+template <>
+struct Maxima<int8_t> {
+  static constexpr int kWords = 16, kColumns = 1;
+  static __device__ uint32_t of(const Quad<int8_t>& quad, int row, int word) { return magnitude(quad.value(row, word)); }
+  static __device__ uint32_t larger(uint32_t a, uint32_t b) { return max(a, b); }
+  static __device__ uint32_t bits(uint32_t word, int) { return word; }
+};
+
+/// What tasks share, zero at first.
+struct Progress {
+  unsigned* next;      ///< [1], the number of the next task
+  unsigned* finished;  ///< [strips], tiles whose maxima are in
+  uint32_t* amax;      ///< [columns], bits of max |x|
+  unsigned strips, tiles, group;  ///< tiles in a strip, strips in a group
+};
+
+template <typename T>
+__device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T>& x, const Progress& progress) {
+  using M = Maxima<T>;
+  __shared__ uint32_t of_warp[kThreads / 32][8 * M::kWords];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
 #pragma unroll
-    for (int j = 0; j < kValues<T>; ++j) {
-      const auto code = [&](int i) { return code_of(x.value(words[i], j, scales[i]), inverse[j]); };
-      tile[column + j][place(column + j, quad)] = pack(code(0), code(1), code(2), code(3), inverse[j]);
-    }
-    __syncthreads();
-    const int64_t row = top + 4 * lane;
-    for (int c = warp; c < kColumns && first + c < x.columns; c += kWarps) {
-      const uint32_t packed = tile[c][place(c, lane)];
-      int8_t* to = codes_t + (first + c) * x.rows + row;
-      if (whole_words) {
-        if (row < x.rows) *reinterpret_cast<uint32_t*>(to) = packed;
-      } else {
+  for (int j = 0; j < M::kWords; ++j) {
+    uint32_t most = M::larger(
+        M::larger(M::of(quad, 0, j), M::of(quad, 1, j)), M::larger(M::of(quad, 2, j), M::of(quad, 3, j)));
+    most = M::larger(most, __shfl_xor_sync(0xffffffffU, most, 8));
+    most = M::larger(most, __shfl_xor_sync(0xffffffffU, most, 16));
+    if (lane < 8) of_warp[warp][j * 8 + lane] = most;
+  }
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < 8 * M::kWords) {
+    uint32_t most = 0;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (row + i < x.rows) to[i] = static_cast<int8_t>(packed >> 8 * i);
-        }
-      }
+    for (int w = 0; w < kThreads / 32; ++w) most = M::larger(most, of_warp[w][i]);
+#pragma unroll
+    for (int c = 0; c < M::kColumns; ++c) {
+      const int64_t column = left + i % 8 * kValues<T> + i / 8 * M::kColumns + c;
+      if (column < x.columns) atomicMax(progress.amax + column, M::bits(most, c));
     }
   }
 }
 
-/// Turns the bits of each column's maximum into its scale, in place.
-__global__ void scales_of_columns(float* amax_then_scales, int64_t columns) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (column < columns) amax_then_scales[column] = step_of(__float_as_uint(amax_then_scales[column])).scale;
+/// The four codes of a thread in a column are a word of the transpose, which leaves in runs of 128 bytes.
+template <typename T>
+__device__ void codes_of_tile(
+    const Quad<T>& quad, int64_t top, int64_t left, const Source<T>& x, const Progress& progress, int8_t* codes_t,
+    float* scales_t) {
+  __shared__ uint32_t tile[kTileColumns<T>][kTileRows / 4 + 1];
+  __shared__ float inverses[kTileColumns<T>];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  if (const int i = static_cast<int>(threadIdx.x); i < kTileColumns<T>) {
+    const bool inside = left + i < x.columns;
+    const Step step = step_of(inside ? __ldcg(progress.amax + left + i) : 0);
+    inverses[i] = step.inverse;
+    if (inside && top == 0) scales_t[left + i] = step.scale;
+  }
+  __syncthreads();
+  // Columns 32 and more apart would meet in a bank.
+  const auto place = [](int column, int index) { return index ^ (column / 32 * 4); };
+#pragma unroll
+  for (int j = 0; j < kValues<T>; ++j) {
+    const int column = Quad<T>::column() + j;
+    const float inverse = inverses[column];
+    const auto code = [&](int i) { return code_of(quad.value(i, j), inverse); };
+    tile[column][place(column, Quad<T>::index())] = pack(code(0), code(1), code(2), code(3), inverse);
+  }
+  __syncthreads();
+  const int64_t row = top + 4 * lane;
+  if (row >= x.rows) return;
+  const bool whole_words = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
+  const int columns = static_cast<int>(min(x.columns - left, static_cast<int64_t>(kTileColumns<T>)));
+  int8_t* to = codes_t + (left + warp) * x.rows + row;
+  const int64_t stride = kThreads / 32 * x.rows;
+#pragma unroll
+  for (int i = 0; i < kTileColumns<T> / (kThreads / 32); ++i) {
+    const int column = warp + i * (kThreads / 32);
+    if (column >= columns) return;
+    const uint32_t packed = tile[column][place(column, lane)];
+    if (whole_words) {
+      __stcs(reinterpret_cast<unsigned*>(to), packed);
+    } else {
+#pragma unroll
+      for (int byte = 0; byte < 4; ++byte) {
+        if (row + byte < x.rows) to[byte] = static_cast<int8_t>(packed >> 8 * byte);
+      }
+    }
+    to += stride;
+  }
 }
 
+/// A task by its number: see Note [Columns].
+struct Task {
+  bool maxima;
+  unsigned strip, tile;
+};
+
+__device__ Task task_of(unsigned number, const Progress& progress) {
+  const unsigned groups = (progress.strips + progress.group - 1) / progress.group, tasks = progress.group * progress.tiles;
+  const unsigned slot = number / tasks, task = number % tasks;
+  // Maxima in slots 0, 1, 3, 5, ..., codes in 2, 4, ... and the last.
+  const bool maxima = slot == 0 || (slot % 2 == 1 && slot != 2 * groups - 1);
+  const unsigned group = maxima ? (slot + 1) / 2 : (slot - 1) / 2;
+  return {maxima, group * progress.group + task % progress.group, task / progress.group};
+}
+
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads) quantize_by_tiles(
+    const Source<T> x, const Progress progress, int8_t* __restrict__ codes_t, float* __restrict__ scales_t) {
+  __shared__ Task drawn;
+  if (threadIdx.x == 0) drawn = task_of(atomicAdd(progress.next, 1U), progress);
+  __syncthreads();
+  const Task task = drawn;
+  if (task.strip >= progress.strips) return;
+  const int64_t top = static_cast<int64_t>(task.tile) * kTileRows, left = static_cast<int64_t>(task.strip) * kTileColumns<T>;
+
+  Quad<T> quad;
+  if (task.maxima) {
+    quad.template load<kAligned, false>(x, top, left);
+    maxima_of_tile(quad, left, x, progress);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(progress.finished + task.strip, 1U);
+    }
+  } else {
+    quad.template load<kAligned, true>(x, top, left);
+    if (threadIdx.x == 0) {
+      while (*static_cast<volatile unsigned*>(progress.finished + task.strip) < progress.tiles) {
+        __nanosleep(100);
+      }
+      __threadfence();
+    }
+    __syncthreads();
+    codes_of_tile(quad, top, left, x, progress, codes_t, scales_t);
+  }
+}
+
+int64_t strips_of(int64_t columns, int64_t element_bytes) { return ceil_div(columns, 128 / element_bytes); }
+
 template <typename T>
-cudaError_t launch(const Source<T>& x, int8_t* codes_t, float* scales, cudaStream_t stream) {
+cudaError_t launch(const Source<T>& x, void* workspace, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
   if (x.columns == 0) return cudaSuccess;
-  auto* amax = reinterpret_cast<uint32_t*>(scales);
-  const auto cleared = cudaMemsetAsync(amax, 0, sizeof(*amax) * static_cast<std::size_t>(x.columns), stream);
-  if (cleared != cudaSuccess || x.rows == 0) return cleared;
-  const auto error = with_bool(is_aligned(x.values) && x.columns % kValues<T> == 0, [&](auto aligned) {
-    constexpr bool kAligned = decltype(aligned)::value;
-    const auto blocks = [&](int64_t strips, int64_t rows) {
-      return static_cast<unsigned>(strips * ceil_div(x.rows, rows));
-    };
-    const int64_t wide = ceil_div(x.columns, 32 * kValues<T>), narrow = ceil_div(x.columns, 8 * kValues<T>);
-    amax_of_columns<T, kAligned><<<blocks(wide, kAmaxRows), kThreads, 0, stream>>>(x, wide, amax);
-    codes_of_columns<T, kAligned>
-        <<<blocks(narrow, kTileRows * kTilesOfBlock), kThreads, 0, stream>>>(x, narrow, amax, codes_t);
+  if (x.rows == 0) return cudaMemsetAsync(scales_t, 0, sizeof(float) * static_cast<std::size_t>(x.columns), stream);
+  const auto bytes = quantize_columns_workspace(sizeof(T), x.columns);
+  if (const auto error = cudaMemsetAsync(workspace, 0, bytes, stream); error != cudaSuccess) return error;
+  auto* words = static_cast<unsigned*>(workspace);
+  const int64_t strips = strips_of(x.columns, sizeof(T)), tiles = ceil_div(x.rows, kTileRows);
+  const int64_t group = std::clamp<int64_t>(kGroupBytes / (x.rows * 128), 1, strips);
+  const Progress progress{
+      words, words + 1, words + 1 + strips, static_cast<unsigned>(strips), static_cast<unsigned>(tiles),
+      static_cast<unsigned>(group)};
+  const auto blocks = static_cast<unsigned>(2 * ceil_div(strips, group) * group * tiles);
+  return with_bool(is_aligned(x.values) && x.columns % kValues<T> == 0, [&](auto aligned) {
+    quantize_by_tiles<T, decltype(aligned)::value>
+        <<<blocks, kThreads, 0, stream>>>(x, progress, codes_t, scales_t);
     return cudaGetLastError();
   });
-  if (error != cudaSuccess) return error;
-  scales_of_columns<<<static_cast<unsigned>(ceil_div(x.columns, 256)), 256, 0, stream>>>(scales, x.columns);
-  return cudaGetLastError();
 }
 
 }  // namespace
 
+std::size_t quantize_columns_workspace(std::size_t element_bytes, int64_t columns) {
+  const auto words = 1 + strips_of(columns, static_cast<int64_t>(element_bytes)) + columns;
+  return sizeof(unsigned) * static_cast<std::size_t>(words);
+}
+
 cudaError_t quantize_columns(
-    Type type, const void* x, int64_t rows, int64_t columns, int8_t* codes_t, float* scales, cudaStream_t stream) {
+    Type type, const void* x, int64_t rows, int64_t columns, void* workspace, int8_t* codes_t, float* scales_t,
+    cudaStream_t stream) {
   return with_type(type, [&](auto t) {
     using T = decltype(t);
-    return launch(Source<T>{static_cast<const T*>(x), rows, columns, nullptr, 0}, codes_t, scales, stream);
+    return launch(Source<T>{static_cast<const T*>(x), rows, columns, nullptr, 0}, workspace, codes_t, scales_t, stream);
   });
 }
 
 cudaError_t requantize_columns(
-    const int8_t* codes, const float* row_scales, bool one_scale, int64_t rows, int64_t columns,
-    int8_t* codes_t, float* scales, cudaStream_t stream) {
+    const int8_t* codes, const float* row_scales, bool one_scale, int64_t rows, int64_t columns, void* workspace,
+    int8_t* codes_t, float* scales_t, cudaStream_t stream) {
   return launch(
-      Source<int8_t>{codes, rows, columns, row_scales, one_scale ? 0 : 1}, codes_t, scales, stream);
+      Source<int8_t>{codes, rows, columns, row_scales, one_scale ? 0 : 1}, workspace, codes_t, scales_t, stream);
 }
 
 }  // namespace te_int8::kernels

@@ -5,6 +5,7 @@
 
 #include "launch.h"
 #include "numbers.cuh"
+#include "pdl.cuh"
 #include "quantize.h"
 
 namespace te_int8::kernels {
@@ -12,6 +13,7 @@ namespace {
 
 constexpr int kPiece = 16;
 constexpr int kMaxThreads = 1024;
+constexpr unsigned kFewBlocks = 1024;  ///< where a consumer's head start is worth what it costs each block
 
 /// The 16 values of one thread, of a run of 16 * `threads` values that begins at x: consecutive ones where
 /// memory is aligned, else every `threads`-th, so that neighbours read neighbours.
@@ -95,6 +97,7 @@ __device__ uint32_t block_max(uint32_t value) {
 template <typename T, bool kAligned, int kPieces>
 __global__ void __launch_bounds__(kMaxThreads) rows_on_chip(
     const T* __restrict__ x, int64_t rows, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales) {
+  if (gridDim.x <= kFewBlocks) let_consumer_start();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const auto begin = [&](int piece) { return static_cast<int64_t>(piece) * threads * kPiece; };
@@ -198,6 +201,7 @@ cudaError_t launch_rows(
     const auto threads = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(pieces, 1))));
     return launch(rows_on_chip<T, kAligned, 1>, threads, 256 / threads);
   }
+  if (pieces <= 64 && kAligned) return launch(rows_on_chip<T, kAligned, 2>, 32, 8);
   if (pieces <= (kAligned ? 512 : kMaxThreads)) return launch(rows_on_chip<T, kAligned, 1>, warps_of(pieces), 1);
   if constexpr (kAligned) {
     if (pieces <= 2 * kMaxThreads) return launch(rows_on_chip<T, kAligned, 2>, warps_of(ceil_div(pieces, 2)), 1);

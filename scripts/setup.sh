@@ -2,7 +2,8 @@
 #
 #   TE_INT8_TORCH=DIR                   a LibTorch of your own instead of pip's; its CUDA, or none, decides what is built
 #   TE_INT8_CUDA=AUTO|ON|OFF            compile CUDA code?
-#   TE_INT8_CUDA_ARCHITECTURES="80;90a" for which GPUs
+#   TE_INT8_CUDA_ARCHITECTURES="80;90a" for which GPUs; those that are here
+#   TE_INT8_TILES=ALL|ONE               how many of CUTLASS's kernels; ALL where there is a GPU
 #   TE_INT8_BUILD_TYPE=Release          or Debug, RelWithDebInfo
 #   TE_INT8_PYTHON=/usr/bin/python3     the Python that .venv is made with
 #   TE_INT8_JOBS=N                      compilers at a time
@@ -30,14 +31,16 @@ set_up_tools() {
   set_up_torch
   set_up_minilm
   set_up_nvcc
+  set_up_cutlass
   say_device
 }
 
 set_up() {
   set_up_tools
   local options=("-DCMAKE_BUILD_TYPE=${TE_INT8_BUILD_TYPE:-Release}" "-DTE_INT8_CUDA=${TE_INT8_CUDA:-AUTO}")
-  if [[ -n ${TE_INT8_CUDA_ARCHITECTURES:-} ]]; then
-    options+=("-DCMAKE_CUDA_ARCHITECTURES=$TE_INT8_CUDA_ARCHITECTURES")
+  if [[ -n $WITH_CUDA ]]; then
+    choose_kernels
+    options+=("-DCMAKE_CUDA_ARCHITECTURES=$ARCHITECTURES" "-DTE_INT8_TILES=$TILES")
   fi
   configure release "$BUILD" "${options[@]}"
 }

@@ -9,6 +9,10 @@
 #include <ATen/Context.h>
 #include <c10/util/Exception.h>
 
+#ifdef TE_INT8_WITH_CUDA
+#include "cuda/choose.h"
+#endif
+
 namespace te_int8::inline v0 {
 
 namespace {
@@ -22,8 +26,9 @@ struct Entry {
 };
 
 /// In the order in which "auto" tries them.
-constexpr std::array<Entry, 3> kEntries{{
+constexpr std::array<Entry, 4> kEntries{{
     {Backend::Cpu, "cpu", c10::DeviceType::CPU},
+    {Backend::Cutlass, "cutlass", c10::DeviceType::CUDA},
     {Backend::Cublaslt, "cublaslt", c10::DeviceType::CUDA},
     {Backend::Reference, "reference", std::nullopt},
 }};
@@ -34,13 +39,13 @@ constexpr bool kWithCuda = true;
 constexpr bool kWithCuda = false;
 #endif
 
-bool in_this_build(const Entry& entry) {
-  return entry.device != c10::DeviceType::CUDA || kWithCuda;
-}
-
 std::string obstacle(const Entry& entry) {
-  if (!in_this_build(entry)) return "te_int8 was built without CUDA";
-  if (entry.device == c10::DeviceType::CUDA && !at::hasCUDA()) return "LibTorch sees no CUDA device";
+  if (entry.device != c10::DeviceType::CUDA) return "";
+  if (!kWithCuda) return "te_int8 was built without CUDA";
+  if (!at::hasCUDA()) return "LibTorch sees no CUDA device";
+#ifdef TE_INT8_WITH_CUDA
+  if (entry.backend == Backend::Cutlass) return cuda::obstacle_to_cutlass();
+#endif
   return "";
 }
 
@@ -88,7 +93,7 @@ Backend parse_backend(const std::string& requested) {
 std::string backend_name(Backend backend, c10::DeviceType device) {
   for (const auto& entry : kEntries) {
     const bool fits = !entry.device || *entry.device == device;
-    if (backend == Backend::Auto ? !fits || !in_this_build(entry) : backend != entry.backend) continue;
+    if (backend == Backend::Auto ? !fits || !obstacle(entry).empty() : backend != entry.backend) continue;
     TORCH_CHECK_VALUE(
         fits, "te_int8: expected a back end for ", device, ", got '", entry.name, "', which is for ",
         *entry.device);

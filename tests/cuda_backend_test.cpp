@@ -84,7 +84,7 @@ TEST_CASE("codes and scales of the kernels for CUDA are the reference's", "[cuda
 
 TEST_CASE("sums and results of the back ends for CUDA are the reference's and the formula's", "[cuda][numbers]") {
   SKIP_UNLESS_CUDA();
-  const std::string backend = GENERATE("cublaslt");
+  const std::string backend = GENERATE("cublaslt", "cutlass", "auto");
   const te_int8::detail::BackendScope scope(te_int8::detail::parse_backend(backend));
   torch::manual_seed(82);
   int64_t i = 0;
@@ -155,5 +155,5 @@ TEST_CASE("\"auto\" computes by kernels for CUDA on a GPU", "[cuda][guard]") {
   };
   CHECK(report("reference") == "reference");
   CHECK(report("cublaslt") == "cublaslt");
-  CHECK(report("auto") == "cublaslt");
+  CHECK(report("auto") == "cutlass");
 }

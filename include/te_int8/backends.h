@@ -26,6 +26,7 @@ enum class Backend {
   Auto,       ///< the best one for the device
   Reference,  ///< plain LibTorch operations, on any device
   Cpu,        ///< src/cpu
+  Cutlass,    ///< src/cuda, products by kernels/gemm_*.cu
   Cublaslt,   ///< src/cuda, products by cuBLASLt
 };
 

@@ -6,6 +6,7 @@ TORCH_PINS="torch==2.11.0 numpy==2.4.6"
 # The CUDA of LibTorch 2.11. Of packages that are not pinned here pip takes newer ones, which do not fit this nvcc.
 NVCC_PINS="cuda-toolkit[nvcc,cccl]==13.0.2 nvidia-cuda-runtime==13.0.96 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88"
 NVCC_MAJOR=13
+CUTLASS_PINS="nvidia-cutlass==4.2.0.0"
 
 # Debian's Python unless the user names one: apt can supply what it lacks.
 PYTHON=${TE_INT8_PYTHON:-/usr/bin/python3}
@@ -86,20 +87,54 @@ nvcc_fits() {
   return 1
 }
 
+# Sets WITH_CUDA where CUDA code can be compiled.
 set_up_nvcc() {
   step "CUDA compiler" "TE_INT8_CUDA=OFF builds without it"
   local major=${TORCH_CUDA%%.*}
+  WITH_CUDA=""
   if [[ ${TE_INT8_CUDA:-AUTO} == OFF ]]; then
     note "none needed: TE_INT8_CUDA is OFF"
   elif [[ -z $major ]]; then
     note "none needed: this LibTorch has no CUDA"
   elif nvcc_fits "$major"; then
+    WITH_CUDA=1
     note "$NVCC"
   elif [[ $major != "$NVCC_MAJOR" ]]; then
     note "none: install nvcc $major.x to compile CUDA code; PyPI has version $NVCC_MAJOR only"
   else
     install_nvcc
+    WITH_CUDA=1
   fi
+}
+
+# CUTLASS is headers only.
+set_up_cutlass() {
+  [[ -n $WITH_CUDA ]] || return 0
+  step "CUTLASS: $CUTLASS_PINS by pip into .deps/cutlass" "TE_INT8_CUDA=OFF builds without it"
+  local target=$DEPS/cutlass
+  if ! up_to_date "$target/te_int8_pins" "$CUTLASS_PINS"; then
+    make_venv
+    need_disk 200 "$DEPS" "CUTLASS"
+    rm -rf "$target"
+    pip_install cutlass --no-deps --target "$target" "$CUTLASS_PINS"
+    record "$target/te_int8_pins" "$CUTLASS_PINS"
+  fi
+}
+
+# Sets ARCHITECTURES and TILES: all kernels for the GPUs that are here; where there are none, few of them, so that
+# CUDA code is compiled at least.
+choose_kernels() {
+  local capabilities
+  capabilities=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | tr -d .) || true
+  if [[ $capabilities =~ ^[0-9[:space:]]+$ ]]; then
+    ARCHITECTURES=$(sed 's/^90$/90a/' <<<"$capabilities" | paste -sd ';')
+    TILES=ALL
+  else
+    ARCHITECTURES="80;90a"
+    TILES=ONE
+  fi
+  ARCHITECTURES=${TE_INT8_CUDA_ARCHITECTURES:-$ARCHITECTURES}
+  TILES=${TE_INT8_TILES:-$TILES}
 }
 
 install_nvcc() {

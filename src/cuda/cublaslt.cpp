@@ -2,22 +2,13 @@
 
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/cuda/Exceptions.h>
-#include <cublasLt.h>
-
-#include "device.h"
+#include <c10/cuda/CUDAStream.h>
 
 namespace te_int8::cuda {
-namespace {
 
 using at::Tensor;
 
-/// What cuBLASLt's integer kernels want of K and N, in elements, and of addresses, in bytes.
-constexpr int64_t kAlignment = 16;
-
-int64_t padded(int64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
-
-/// The matrix with `rows` rows of whole kAlignment codes, zeros beyond its own.
-Tensor aligned(const Tensor& codes, int64_t rows) {
+Tensor aligned_codes(const Tensor& codes, int64_t rows) {
   const int64_t depth = padded(codes.size(1));
   if (codes.size(0) == rows && codes.size(1) == depth && codes.is_contiguous() &&
       reinterpret_cast<uintptr_t>(codes.const_data_ptr()) % kAlignment == 0) {
@@ -27,6 +18,8 @@ Tensor aligned(const Tensor& codes, int64_t rows) {
   result.narrow(0, 0, codes.size(0)).narrow(1, 0, codes.size(1)).copy_(codes);
   return result;
 }
+
+namespace {
 
 /// A descriptor of cuBLASLt, destroyed with its owner.
 template <typename T, cublasStatus_t (*destroy)(T)>
@@ -48,46 +41,64 @@ using Layout = Descriptor<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using Operation = Descriptor<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Preference = Descriptor<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
+Layout layout(cudaDataType_t type, int64_t height, int64_t width) {
+  return Layout(
+      cublasLtMatrixLayoutCreate, type, static_cast<uint64_t>(height), static_cast<uint64_t>(width), height);
+}
+
 }  // namespace
 
-Tensor cublaslt_sums(const Tensor& a, const Tensor& b) {
-  const int64_t rows = a.size(0), columns = padded(b.size(0)), depth = padded(a.size(1));
-  auto sums = at::empty({rows, columns}, a.options().dtype(at::kInt));
-  auto result = sums.narrow(1, 0, b.size(0));
-  if (result.numel() == 0) return result;
-  if (depth == 0) return result.zero_();
-  const auto left = aligned(a, rows), right = aligned(b, columns);
+/// cuBLASLt thinks in columns: sums^T [N,M] = b a^T, where b is what it calls transposed.
+struct CublasltProduct::Descriptors {
+  Operation operation{cublasLtMatmulDescCreate, CUBLAS_COMPUTE_32I, CUDA_R_32I};
+  Layout b, a, sums;
 
-  // cuBLASLt thinks in columns: sums^T [N,M] = b (a^T), where b is what it calls transposed.
-  const Operation operation(cublasLtMatmulDescCreate, CUBLAS_COMPUTE_32I, CUDA_R_32I);
-  const cublasOperation_t transposed = CUBLAS_OP_T;
-  TORCH_CUDABLAS_CHECK(cublasLtMatmulDescSetAttribute(
-      operation.get(), CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
-  const auto depth_of = static_cast<uint64_t>(depth), rows_of = static_cast<uint64_t>(rows),
-             columns_of = static_cast<uint64_t>(columns);
-  const Layout of_b(cublasLtMatrixLayoutCreate, CUDA_R_8I, depth_of, columns_of, depth);
-  const Layout of_a(cublasLtMatrixLayoutCreate, CUDA_R_8I, depth_of, rows_of, depth);
-  const Layout of_sums(cublasLtMatrixLayoutCreate, CUDA_R_32I, columns_of, rows_of, columns);
+  Descriptors(int64_t rows, int64_t columns, int64_t depth)
+      : b(layout(CUDA_R_8I, depth, columns)),
+        a(layout(CUDA_R_8I, depth, rows)),
+        sums(layout(CUDA_R_32I, columns, rows)) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    TORCH_CUDABLAS_CHECK(cublasLtMatmulDescSetAttribute(
+        operation.get(), CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
+  }
+};
 
-  auto* handle = at::cuda::getCurrentCUDABlasLtHandle();
+CublasltProduct::CublasltProduct(const Tensor& a, const Tensor& b)
+    : a_(a),
+      b_(aligned_codes(b, padded(b.size(0)))),
+      columns_(b.size(0)),
+      descriptors_(std::make_unique<Descriptors>(a.size(0), b_.size(0), a.size(1))) {}
+
+CublasltProduct::~CublasltProduct() = default;
+
+std::vector<Algorithm> CublasltProduct::algorithms(int most) const {
   const auto workspace = at::cuda::getCUDABlasLtWorkspaceSize();
   const Preference preference(cublasLtMatmulPreferenceCreate);
   TORCH_CUDABLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(
       preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace)));
-  cublasLtMatmulHeuristicResult_t choice{};
-  int found = 0;
+  std::vector<cublasLtMatmulHeuristicResult_t> found(static_cast<std::size_t>(most));
+  int count = 0;
   TORCH_CUDABLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(
-      handle, operation.get(), of_b.get(), of_a.get(), of_sums.get(), of_sums.get(), preference.get(), 1, &choice,
-      &found));
+      at::cuda::getCurrentCUDABlasLtHandle(), descriptors_->operation.get(), descriptors_->b.get(),
+      descriptors_->a.get(), descriptors_->sums.get(), descriptors_->sums.get(), preference.get(), most, found.data(),
+      &count));
   TORCH_CHECK(
-      found > 0, "te_int8::scaled_mm: expected cuBLASLt to multiply int8 ", a.sizes(), " by ", b.sizes(),
+      count > 0, "te_int8::scaled_mm: expected cuBLASLt to multiply int8 ", a_.sizes(), " by ", b_.sizes(),
       " on this GPU, got no algorithm");
+  std::vector<Algorithm> result;
+  for (int i = 0; i < count; ++i) result.push_back(found[static_cast<std::size_t>(i)].algo);
+  return result;
+}
+
+Tensor CublasltProduct::sums(const Algorithm& algorithm) const {
+  auto sums = at::empty({a_.size(0), b_.size(0)}, a_.options().dtype(at::kInt));
   const int32_t one = 1, zero = 0;
   TORCH_CUDABLAS_CHECK(cublasLtMatmul(
-      handle, operation.get(), &one, right.const_data_ptr(), of_b.get(), left.const_data_ptr(), of_a.get(), &zero,
-      sums.data_ptr(), of_sums.get(), sums.data_ptr(), of_sums.get(), &choice.algo,
-      at::cuda::getCUDABlasLtWorkspace(), workspace, c10::cuda::getCurrentCUDAStream()));
-  return result;
+      at::cuda::getCurrentCUDABlasLtHandle(), descriptors_->operation.get(), &one, b_.const_data_ptr(),
+      descriptors_->b.get(), a_.const_data_ptr(), descriptors_->a.get(), &zero, sums.data_ptr(),
+      descriptors_->sums.get(), sums.data_ptr(), descriptors_->sums.get(), &algorithm,
+      at::cuda::getCUDABlasLtWorkspace(), at::cuda::getCUDABlasLtWorkspaceSize(), c10::cuda::getCurrentCUDAStream()));
+  return sums.narrow(1, 0, columns_);
 }
 
 }  // namespace te_int8::cuda

@@ -3,7 +3,7 @@
 
 #include <te_int8/number_format.h>
 
-#include "../../kernels/dequantize.h"
+#include "choose.h"
 #include "cublaslt.h"
 #include "device.h"
 
@@ -11,7 +11,7 @@ namespace te_int8::inline v0 {
 namespace {
 
 using at::Tensor;
-using cuda::OnDeviceOf, cuda::dense, cuda::leave_to_reference, cuda::type_of;
+using cuda::Candidate, cuda::OnDeviceOf, cuda::dense, cuda::leave_to_reference, cuda::type_of;
 using OptionalTensor = std::optional<Tensor>;
 
 /// The scales and the bias as kernels read them, kept alive.
@@ -41,14 +41,75 @@ class DenseEpilogue {
   Tensor a_scales_, b_scales_, bias_;
 };
 
+/// int32 [M,N] of a [M,K] x b [N,K], not necessarily contiguous.
+Tensor int32_sums(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return at::zeros({a.size(0), b.size(0)}, a.options().dtype(at::kInt));
+  const cuda::CublasltProduct product(cuda::aligned_codes(a, a.size(0)), cuda::aligned_codes(b, b.size(0)));
+  return product.sums(product.algorithms(1).front());
+}
+
 /// Where int32 sums could overflow: in pieces of K, added up in int64.
 Tensor sums_of_pieces(const Tensor& a, const Tensor& b) {
   auto sums = at::zeros({a.size(0), b.size(0)}, a.options().dtype(at::kLong));
   for (int64_t begin = 0; begin < a.size(1); begin += detail::kMaxInt32Depth) {
     const int64_t depth = std::min(detail::kMaxInt32Depth, a.size(1) - begin);
-    sums.add_(cuda::cublaslt_sums(a.narrow(1, begin, depth), b.narrow(1, begin, depth)));
+    sums.add_(int32_sums(a.narrow(1, begin, depth), b.narrow(1, begin, depth)));
   }
   return sums;
+}
+
+void dequantize(const Tensor& sums, const kernels::Epilogue& epilogue, const Tensor& out, cudaStream_t stream) {
+  C10_CUDA_CHECK(kernels::dequantize(
+      sums.const_data_ptr<int32_t>(), sums.stride(0), sums.size(0), sums.size(1), epilogue,
+      type_of(out.scalar_type()), out.mutable_data_ptr(), stream));
+}
+
+/// Computes a product of codes, which may not be empty, by the kernel that is best at it.
+void multiply(
+    const Tensor& a, const Tensor& b, const kernels::Epilogue& epilogue, const Tensor& out, const OnDeviceOf& device) {
+  const auto left = cuda::aligned_codes(a, a.size(0)), right = cuda::aligned_codes(b, b.size(0));
+  const kernels::Product product{
+      .a = left.const_data_ptr<int8_t>(),
+      .b = right.const_data_ptr<int8_t>(),
+      .m = left.size(0),
+      .n = right.size(0),
+      .k = left.size(1),
+      .epilogue = epilogue,
+      .type = type_of(out.scalar_type()),
+      .out = out.mutable_data_ptr()};
+  const auto backend = detail::current_backend();
+  const bool fits = backend != detail::Backend::Cublaslt && kernels::fits_gemms(product);
+  std::optional<cuda::CublasltProduct> by_cublaslt;
+  const auto cublaslt = [&]() -> cuda::CublasltProduct& {
+    return by_cublaslt ? *by_cublaslt : by_cublaslt.emplace(left, right);
+  };
+  const auto candidates = [&] {
+    std::vector<Candidate> result;
+    if (fits) {
+      for (const auto* gemm : cuda::gemms_for(product)) result.emplace_back(gemm);
+    }
+    if (result.empty() || (backend != detail::Backend::Cutlass && std::getenv("TE_INT8_KERNELS") == nullptr)) {
+      for (const auto& algorithm : cublaslt().algorithms(4)) result.emplace_back(algorithm);
+    }
+    return result;
+  };
+  const auto run = [&](const Candidate& candidate) {
+    if (const auto* gemm = std::get_if<const kernels::Gemm*>(&candidate)) {
+      C10_CUDA_CHECK((*gemm)->launch(product, **gemm, cuda::multiprocessors(), device.stream()));
+    } else {
+      dequantize(cublaslt().sums(std::get<cuda::Algorithm>(candidate)), epilogue, out, device.stream());
+    }
+  };
+  const cuda::ProductKind kind{
+      .device = a.device().index(),
+      .m = cuda::bucket(product.m),
+      .n = product.n,
+      .k = product.k,
+      .out = out.scalar_type(),
+      .backend = backend,
+      .fits = fits};
+  const auto known = cuda::chosen(kind);
+  run(known ? *known : cuda::choose(kind, device.stream(), candidates(), run));
 }
 
 Tensor scaled_mm(
@@ -60,13 +121,15 @@ Tensor scaled_mm(
   if (a.size(1) > detail::kMaxInt32Depth) {
     return reference::epilogue(sums_of_pieces(a, b), a_scales, b_scales, bias, dtype);
   }
-  const auto sums = cuda::cublaslt_sums(a, b);
-  if (dtype == at::kInt) return sums.contiguous();
-  auto result = at::empty(sums.sizes(), a.options().dtype(dtype == at::kDouble ? at::kFloat : dtype));
+  if (dtype == at::kInt) return int32_sums(a, b).contiguous();
+  auto result = at::empty({a.size(0), b.size(0)}, a.options().dtype(dtype == at::kDouble ? at::kFloat : dtype));
   const DenseEpilogue epilogue(a_scales, b_scales, bias);
-  C10_CUDA_CHECK(kernels::dequantize(
-      sums.const_data_ptr<int32_t>(), sums.stride(0), sums.size(0), sums.size(1), epilogue.get(),
-      type_of(result.scalar_type()), result.mutable_data_ptr(), device.stream()));
+  if (result.numel() == 0) return result.to(dtype);
+  if (a.size(1) == 0) {
+    dequantize(int32_sums(a, b), epilogue.get(), result, device.stream());
+  } else {
+    multiply(a, b, epilogue.get(), result, device);
+  }
   return result.to(dtype);
 }
 

@@ -33,12 +33,17 @@ Codes quantize_rows(const Tensor& x, std::string_view granularity) {
   return {codes, scales};
 }
 
-/// Empty codes and scales for the columns of a matrix like x.
-Codes transposed_like(const Tensor& x) {
-  return {
-      at::empty({x.size(1), x.size(0)}, x.options().dtype(at::kChar)),
-      at::empty({x.size(1)}, x.options().dtype(at::kFloat))};
-}
+/// Empty codes and scales for the columns of a matrix like x, and what the kernels need to make them.
+struct Columns {
+  Tensor codes, scales, workspace;
+
+  explicit Columns(const Tensor& x)
+      : codes(at::empty({x.size(1), x.size(0)}, x.options().dtype(at::kChar))),
+        scales(at::empty({x.size(1)}, x.options().dtype(at::kFloat))),
+        workspace(at::empty(
+            {static_cast<int64_t>(kernels::quantize_columns_workspace(x.element_size(), x.size(1)))},
+            x.options().dtype(at::kByte))) {}
+};
 
 Codes quantize_columns(const Tensor& x) {
   detail::check_float("quantize_columns", "x", x);
@@ -46,11 +51,12 @@ Codes quantize_columns(const Tensor& x) {
   if (leave_to_reference()) return reference::quantize_columns(x);
   const OnDeviceOf device(x);
   const auto values = dense(x);
-  auto [codes, scales] = transposed_like(x);
+  const Columns columns(values);
   C10_CUDA_CHECK(kernels::quantize_columns(
       type_of(values.scalar_type()), values.const_data_ptr(), x.size(0), x.size(1),
-      codes.mutable_data_ptr<int8_t>(), scales.mutable_data_ptr<float>(), device.stream()));
-  return {codes, scales};
+      columns.workspace.mutable_data_ptr(), columns.codes.mutable_data_ptr<int8_t>(),
+      columns.scales.mutable_data_ptr<float>(), device.stream()));
+  return {columns.codes, columns.scales};
 }
 
 Codes requantize_columns(const Tensor& codes, const Tensor& scales) {
@@ -60,11 +66,12 @@ Codes requantize_columns(const Tensor& codes, const Tensor& scales) {
   if (leave_to_reference()) return reference::requantize_columns(codes, scales);
   const OnDeviceOf device(codes);
   const auto values = codes.contiguous(), row_scales = scales.contiguous();
-  auto [codes_t, scales_t] = transposed_like(codes);
+  const Columns columns(values);
   C10_CUDA_CHECK(kernels::requantize_columns(
       values.const_data_ptr<int8_t>(), row_scales.const_data_ptr<float>(), scales.size(0) == 1, codes.size(0),
-      codes.size(1), codes_t.mutable_data_ptr<int8_t>(), scales_t.mutable_data_ptr<float>(), device.stream()));
-  return {codes_t, scales_t};
+      codes.size(1), columns.workspace.mutable_data_ptr(), columns.codes.mutable_data_ptr<int8_t>(),
+      columns.scales.mutable_data_ptr<float>(), device.stream()));
+  return {columns.codes, columns.scales};
 }
 
 }  // namespace

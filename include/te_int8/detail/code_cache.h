@@ -10,6 +10,9 @@
 //   - raw pointers write unseen: a layer that meets the same activation again quantizes it again,
 //     so only different layers share; for weights there is te_int8::refresh;
 //   - inference tensors have no version: their activations are never shared.
+//
+// During the capture of a CUDA graph a weight that is trained is quantized inside the graph, so that a replay sees
+// its steps. Any other keeps the codes that it has, which then live as long as the weight: see docs/design.md.
 #pragma once
 
 #include <algorithm>
@@ -104,6 +107,7 @@ class StampedOperand {
     made_.wait({operand_->data(), operand_->scales()});
     return operand_;
   }
+  const StreamStamp& made() const { return made_; }
 
  private:
   std::shared_ptr<Operand> operand_;
@@ -178,8 +182,8 @@ class WeightCodes {
   };
 
   /// `holders` tensors of the call hold the weight's storage, the weight among them; 0 where one of them
-  /// counts its versions by itself.
-  Found get(const at::Tensor& weight, OperandForm form, std::size_t holders) {
+  /// counts its versions by itself. `trained` where the call is recorded for a gradient of the weight.
+  Found get(const at::Tensor& weight, OperandForm form, std::size_t holders, bool trained) {
     const std::lock_guard lock(mutex_);
     const bool gradients = watch_.take_news(weight);
     if (gradients || !state_.is_state_of(weight) || required_grad_ != weight.requires_grad() ||
@@ -190,6 +194,8 @@ class WeightCodes {
       had_gradient_ = has_gradient(weight);
     }
     auto& codes = forms_.at(static_cast<std::size_t>(form));
+    if (codes && (!codes->made().usable_now() || (trained && codes->made().before_capture()))) codes.reset();
+    if (codes && codes->made().before_capture()) in_graphs_.push_back(codes->get());
     if (!codes) {
       const OutsideInference outside;
       auto operand = Operand::make(weight, form);
@@ -206,7 +212,8 @@ class WeightCodes {
   }
   bool empty() const {
     const std::lock_guard lock(mutex_);
-    return std::ranges::none_of(forms_, [](const auto& form) { return form.has_value(); });
+    return in_graphs_.empty() &&
+           std::ranges::none_of(forms_, [](const auto& form) { return form.has_value(); });
   }
 
   /// Whether the weight itself is gone.
@@ -237,6 +244,7 @@ class WeightCodes {
   bool required_grad_ = false, had_gradient_ = false;
   bool shared_ = false;  ///< others held the storage and may write to it: good for one call
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
+  std::vector<std::shared_ptr<Operand>> in_graphs_;     ///< made before the capture of a graph that reads them
 };
 
 /// The codes of the weights of all scopes, by the weight's identity. One in a process.
@@ -244,9 +252,9 @@ class WeightCodeCache {
  public:
   TE_INT8_API static WeightCodeCache& instance();
 
-  WeightCodes::Found get(const at::Tensor& weight, OperandForm form, std::size_t holders) {
+  WeightCodes::Found get(const at::Tensor& weight, OperandForm form, std::size_t holders, bool trained) {
     // Unlocked: other weights need not wait for this one.
-    return entry_of(weight)->get(weight, form, holders);
+    return entry_of(weight)->get(weight, form, holders, trained);
   }
   void forget(const c10::TensorImpl* weight) {
     const std::lock_guard lock(mutex_);
@@ -340,6 +348,7 @@ class ActivationCodes {
 
     bool holds(const at::Tensor& x, OperandForm wanted) const {
       return form == wanted && base._unsafe_get_target() == base_of(x).unsafeGetTensorImpl() &&
+             operand.made().usable_now() && !operand.made().before_capture() &&
              (state.is_state_of(x) || (form != OperandForm::ColumnCodes && state.has_rows_of(x)));
     }
     std::shared_ptr<Operand> shaped_like(const at::Tensor& x) const {

@@ -146,7 +146,7 @@ class Operand {
   /// The transpose [C,R] by codes with a scale per row of its own, for a reduction over R.
   std::shared_ptr<Operand> transposed() {
     const std::lock_guard lock(mutex_);
-    if (!transposed_) {
+    if (!transposed_ || !transposed_stamp_->usable_now()) {
       auto codes = form_ == OperandForm::ColumnCodes
                        ? ops::Codes{data_, scales_}
                        : ops::requantize_columns(matrix(), scale_list());

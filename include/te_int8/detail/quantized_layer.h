@@ -97,6 +97,7 @@ class QuantizedLayer {
     if (backend_ != Backend::Auto) backend_name(backend_, x.device().type());  // raises where it cannot
     const BackendScope backend(backend_);
     LinearCall call{.config = config_, .out_dtype = output_dtype(x), .count = count_};
+    const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
     {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
@@ -105,7 +106,7 @@ class QuantizedLayer {
         call.x = x_operand(x);
       }
       if (int8_output() || (config_.grad_input == Precision::Int8 && x.requires_grad())) {
-        weight_operand(call, whole, part);
+        weight_operand(call, whole, part, trained);
       }
     }
     call.deferred_biases = std::move(deferred_biases);
@@ -139,7 +140,7 @@ class QuantizedLayer {
     return activations_ ? activations_->get(x, form, this) : Operand::make(x, form);
   }
 
-  void weight_operand(LinearCall& call, const at::Tensor& whole, const WeightRows& part) {
+  void weight_operand(LinearCall& call, const at::Tensor& whole, const WeightRows& part, bool trained) {
     const auto form = operand_form(config_.output, config_.grad_input, config_.weight_granularity);
     const auto count = part.rows.size(0);
     const bool is_whole = count == whole.size(0);
@@ -147,7 +148,7 @@ class QuantizedLayer {
       call.weight = Operand::make(part.rows, form);
       return;
     }
-    auto found = WeightCodeCache::instance().get(whole, form, part.holders);
+    auto found = WeightCodeCache::instance().get(whole, form, part.holders, trained);
     call.gradients = std::move(found.gradients);
     if (is_whole) {
       call.weight = std::move(found.operand);

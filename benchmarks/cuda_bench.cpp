@@ -1,0 +1,49 @@
+// What a quantized layer costs the host on a GPU: the time to enqueue its kernels, waiting for none of them.
+#include <chrono>
+
+#include <benchmark/benchmark.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/torch.h>
+
+#include <te_int8/te_int8.h>
+
+namespace {
+
+using te_int8::AutocastGuard, te_int8::Mode;
+
+constexpr int kCalls = 200;  ///< in a row; fewer than the driver queues up
+
+/// `forward` on a 16 x 256 input, whose kernels are shorter than any launch.
+template <typename Forward>
+void time_enqueueing(benchmark::State& state, const Forward& forward) {
+  const c10::impl::VirtualGuardImpl gpu(c10::DeviceType::CUDA);
+  const auto wait = [&] { gpu.synchronizeDevice(gpu.getDevice().index()); };
+  forward();
+  for (auto _ : state) {
+    wait();
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < kCalls; ++i) forward();
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+    state.SetIterationTime(elapsed.count() / kCalls);
+  }
+  wait();
+}
+
+/// range(0): 1 in a scope of Mode::Inference, else in full precision. range(1): dimensions of x.
+void CudaLinearOnHost(benchmark::State& state) {
+  if (!torch::cuda::is_available()) {
+    state.SkipWithError("needs a GPU");
+    return;
+  }
+  const torch::NoGradGuard no_grad;
+  const auto options = torch::TensorOptions(torch::kCUDA).dtype(torch::kBFloat16);
+  torch::nn::Linear layer(256, 256);
+  layer->to(torch::kCUDA, torch::kBFloat16);
+  const auto x = state.range(1) == 2 ? torch::randn({16, 256}, options) : torch::randn({4, 4, 256}, options);
+  std::optional<AutocastGuard> guard;
+  if (state.range(0) == 1) guard.emplace(layer, Mode::Inference);
+  time_enqueueing(state, [&] { benchmark::DoNotOptimize(layer->forward(x)); });
+}
+BENCHMARK(CudaLinearOnHost)->ArgsProduct({{0, 1}, {2, 3}})->UseManualTime()->Unit(benchmark::kMicrosecond);
+
+}  // namespace

@@ -1,0 +1,63 @@
+# Compiles the kernels that CUTLASS makes, each instance by itself as it takes half a minute:
+# kernels/gemm_sm90.cu and gemm_sm80.cu once per tile and output type. TE_INT8_CUTLASS names the folder that holds
+# include/cutlass; without it, or without an architecture that they are for, the back end "cutlass" is left out.
+file(GLOB te_int8_own_cutlass ${PROJECT_SOURCE_DIR}/.deps/cutlass/cutlass_library/source)
+set(TE_INT8_CUTLASS "${te_int8_own_cutlass}" CACHE PATH "CUTLASS 4: the folder that holds include/cutlass")
+set(TE_INT8_TILES ALL CACHE STRING "Tiles of the CUTLASS kernels: ALL, or ONE of each for a quick build")
+if(NOT TE_INT8_CUTLASS)  # an earlier configuration found none
+  set(TE_INT8_CUTLASS "${te_int8_own_cutlass}")
+endif()
+set_property(CACHE TE_INT8_TILES PROPERTY STRINGS ALL ONE)
+
+# te_int8_add_gemms(source architectures outs fields tile...): an instance for each output type and tile, which is a list
+# of the values of `fields` in one word. Where TE_INT8_TILES is ONE, of the first tile only.
+function(te_int8_add_gemms source architectures outs fields)
+  set(tiles ${ARGN})
+  if(TE_INT8_TILES STREQUAL "ONE")
+    list(GET tiles 0 tiles)
+  endif()
+  foreach(out IN LISTS outs)
+    foreach(tile IN LISTS tiles)
+      set(target te_int8_${source}_${out}_${tile})
+      string(REPLACE "," "_" target ${target})
+      string(REPLACE "," ";" values ${tile})
+      add_library(${target} OBJECT kernels/${source}.cu)
+      set_target_properties(${target} PROPERTIES
+        CUDA_ARCHITECTURES "${architectures}" POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Shared)
+      target_compile_features(${target} PRIVATE cxx_std_20)
+      target_include_directories(${target} SYSTEM PRIVATE
+        ${TE_INT8_CUTLASS}/include ${TE_INT8_CUTLASS}/tools/util/include)
+      # Without NDEBUG wgmma is serialised; the other one is for programmatic dependent launch (kernels/pdl.cuh).
+      target_compile_definitions(${target} PRIVATE NDEBUG CUTLASS_ENABLE_GDC_FOR_SM90=1 TE_INT8_OUT=${out})
+      foreach(field value IN ZIP_LISTS fields values)
+        target_compile_definitions(${target} PRIVATE TE_INT8_${field}=${value})
+      endforeach()
+      target_compile_options(${target} PRIVATE --expt-relaxed-constexpr)
+      target_sources(te_int8 PRIVATE $<TARGET_OBJECTS:${target}>)
+    endforeach()
+  endforeach()
+endfunction()
+
+set(te_int8_old_architectures ${CMAKE_CUDA_ARCHITECTURES})
+list(FILTER te_int8_old_architectures INCLUDE REGEX "^8[0-9]")
+if(NOT EXISTS ${TE_INT8_CUTLASS}/include/cutlass/cutlass.h)
+  message(STATUS "te_int8: without the back end cutlass, as TE_INT8_CUTLASS names no CUTLASS")
+else()
+  target_compile_definitions(te_int8 PRIVATE TE_INT8_WITH_CUTLASS)
+  if("90a" IN_LIST CMAKE_CUDA_ARCHITECTURES)
+    # The first is quick everywhere. A float output leaves little shared memory to larger tiles.
+    set(fields TILE_M TILE_N TILE_K CLUSTER_M CLUSTER_N COOPERATIVE SWAPPED)
+    set(few_rows 64,16,256,1,1,0,1 64,32,256,1,1,0,1 64,64,256,1,1,0,1)
+    te_int8_add_gemms(gemm_sm90 90a "bfloat16;half" "${fields}"
+      128,128,128,2,1,0,0 128,128,128,1,1,0,0 64,128,128,1,1,0,0 128,192,128,2,1,0,0 192,128,128,1,2,0,0
+      128,256,128,1,1,1,0 128,256,128,2,1,1,0 ${few_rows})
+    te_int8_add_gemms(gemm_sm90 90a float32 "${fields}" 128,128,128,2,1,0,0 128,128,128,1,1,0,0 64,128,128,1,1,0,0)
+  endif()
+  if(te_int8_old_architectures)
+    set(fields TILE_M TILE_N TILE_K WARP_M WARP_N STAGES)
+    te_int8_add_gemms(gemm_sm80 "${te_int8_old_architectures}" "bfloat16;half" "${fields}"
+      128,256,64,64,64,3 128,128,128,64,64,3 64,128,128,32,64,3)
+    te_int8_add_gemms(gemm_sm80 "${te_int8_old_architectures}" float32 "${fields}"
+      128,128,128,64,64,3 64,128,128,32,64,3)
+  endif()
+endif()

@@ -1,0 +1,24 @@
+#include "gemm.h"
+
+#include <climits>
+
+#include "gemm_registry.h"
+
+namespace te_int8::kernels {
+
+std::vector<Gemm>& gemm_registry() {
+  static std::vector<Gemm> all;
+  return all;
+}
+
+std::span<const Gemm> gemms() { return gemm_registry(); }
+
+bool fits_gemms(const Product& product) {
+  const int64_t element = product.type == Type::Float ? 4 : 2;
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  return product.m > 0 && product.n > 0 && product.k > 0 && product.k % 16 == 0 && product.n * element % 16 == 0 &&
+         product.m <= INT_MAX && product.n <= INT_MAX && product.k <= INT_MAX && aligned(product.a) &&
+         aligned(product.b) && aligned(product.out);
+}
+
+}  // namespace te_int8::kernels

@@ -1,0 +1,41 @@
+// Products of codes with their epilogue in one kernel.
+#pragma once
+
+#include <span>
+
+#include "dequantize.h"
+#include "types.h"
+
+namespace te_int8::kernels {
+
+/// out [m, n] = epilogue(a [m, k] x b [n, k]), all contiguous.
+struct Product {
+  const int8_t *a, *b;
+  int64_t m, n, k;
+  Epilogue epilogue;
+  Type type;
+  void* out;
+};
+
+inline constexpr int kAnyNewer = 1000;
+inline constexpr int64_t kAnyRows = INT64_MAX;
+
+/// A kernel with all that can be chosen about it.
+struct Gemm {
+  const char* name;       ///< "pingpong 128x128 c2x1"
+  int oldest, newest;     ///< compute capabilities of the GPUs it is for, 90 for 9.0
+  int64_t fewest_rows, most_rows;  ///< values of m for which it is worth a try
+  Type type;              ///< of `out`
+  bool along_m;           ///< whether tiles are computed down the columns first
+  int swizzle;            ///< tiles of the other direction that go together
+  cudaError_t (*launch)(const Product& product, const Gemm& how, int sms, cudaStream_t stream);
+};
+
+/// Every kernel of this build, in no order.
+std::span<const Gemm> gemms();
+
+/// Whether these kernels can read and write it: K and rows of `out` of whole 16 bytes, aligned addresses, sizes
+/// that an int holds.
+bool fits_gemms(const Product& product);
+
+}  // namespace te_int8::kernels

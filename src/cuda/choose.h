@@ -1,0 +1,53 @@
+// Which kernel computes a product: the fastest of those timed when a shape comes first.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <te_int8/backends.h>
+
+#include "../../kernels/gemm.h"
+#include "cublaslt.h"
+
+namespace te_int8::cuda {
+
+/// A kernel with everything in it, or a way of cuBLASLt and an epilogue after it.
+using Candidate = std::variant<const kernels::Gemm*, Algorithm>;
+
+/// What makes two products alike: the same kernels can compute them, about equally well.
+struct ProductKind {
+  int device;
+  int64_t m, n, k;  ///< m in buckets
+  at::ScalarType out;
+  detail::Backend backend;
+  bool fits;  ///< whether kernels::fits_gemms
+  auto operator<=>(const ProductKind&) const = default;
+};
+
+/// The bucket of m: sizes up to a quarter apart share their kernel, so that changing batches are not timed for ever.
+int64_t bucket(int64_t m);
+
+/// What was chosen for products of this kind before.
+std::optional<Candidate> chosen(const ProductKind& kind);
+
+/// The fastest of `candidates`, from now on for all products of this kind; `run` launches one of them. On a stream that is
+/// being captured into a graph the first of them, for this once. Prints what it has chosen to stderr where
+/// TE_INT8_PRINT_CHOICES is set.
+Candidate choose(
+    const ProductKind& kind, cudaStream_t stream, std::vector<Candidate> candidates,
+    const std::function<void(const Candidate&)>& run);
+
+/// The kernels for the current device that are worth a try, the best guess first. Where TE_INT8_KERNELS is set, only those
+/// with that in their names.
+std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product);
+
+/// Multiprocessors of the current device.
+int multiprocessors();
+
+/// Why the back end "cutlass" cannot be used on the current device; empty where it can.
+std::string obstacle_to_cutlass();
+
+}  // namespace te_int8::cuda

@@ -1,0 +1,115 @@
+// CUDA graphs of a guarded model: what is captured, and what a replay sees.
+#include <te_int8/number_format.h>
+
+#include "guard_support.h"
+
+#ifdef TE_INT8_TESTS_WITH_CUDA
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAStream.h>
+
+using namespace te_int8_test;
+
+namespace {
+
+/// f, captured on a stream of its own after it has run there once.
+template <typename F>
+std::unique_ptr<at::cuda::CUDAGraph> capture(const F& f) {
+  const auto stream = c10::cuda::getStreamFromPool();
+  auto graph = std::make_unique<at::cuda::CUDAGraph>();
+  {
+    const c10::StreamGuard on(stream);
+    f();
+    stream.synchronize();
+    graph->capture_begin();
+    f();
+    graph->capture_end();
+    stream.synchronize();
+  }
+  return graph;
+}
+
+void synchronize() { c10::cuda::getCurrentCUDAStream().synchronize(); }
+
+}  // namespace
+
+TEST_CASE("a replayed forward gives what the model gives", "[cuda][guard]") {
+  if (!test_device().is_cuda()) SKIP("about CUDA graphs; runs where TE_INT8_TEST_DEVICE is cuda");
+  const int64_t rows = GENERATE(1, 5, 40, 300);
+  torch::manual_seed(91);
+  nn::Sequential model(nn::Linear(128, 256), nn::GELU(), nn::Linear(256, 64));
+  model->to(at::kBFloat16);
+  const torch::NoGradGuard no_grad;
+  const auto x = torch::randn({rows, 128}).to(at::kBFloat16), other = torch::randn({rows, 128}).to(at::kBFloat16);
+  const AutocastGuard guard(model, Mode::Inference);
+  const auto expected = model->forward(other).clone();
+  Tensor y;
+  const auto graph = capture([&] { y = model->forward(x); });
+  x.copy_(other);
+  graph->replay();
+  synchronize();
+  CHECK(same(y, expected));
+}
+
+TEST_CASE("codes that a graph reads outlive the scope", "[cuda][guard]") {
+  if (!test_device().is_cuda()) SKIP("about CUDA graphs; runs where TE_INT8_TEST_DEVICE is cuda");
+  torch::manual_seed(92);
+  nn::Linear layer(128, 64);
+  const torch::NoGradGuard no_grad;
+  const auto x = torch::randn({3, 128});
+  Tensor y, expected;
+  std::unique_ptr<at::cuda::CUDAGraph> graph;
+  {
+    const AutocastGuard guard(layer, Mode::Inference);
+    expected = layer->forward(x).clone();
+    graph = capture([&] { y = layer->forward(x); });
+  }
+  te_int8::refresh(*layer);
+  std::vector<Tensor> others;
+  for (int i = 0; i < 50; ++i) others.push_back(torch::full({64 * 128}, 77, at::kChar));  // takes memory that was freed
+  graph->replay();
+  synchronize();
+  CHECK(same(y, expected));
+}
+
+TEST_CASE("a captured training step sees the steps that replays make", "[cuda][guard]") {
+  if (!test_device().is_cuda()) SKIP("about CUDA graphs; runs where TE_INT8_TEST_DEVICE is cuda");
+  const auto recipe = GENERATE(Recipe::qat(), Recipe::switchback(), Recipe::int8_training());
+  torch::manual_seed(93);
+  const auto make = [] {
+    torch::manual_seed(94);
+    return nn::Sequential(nn::Linear(64, 128), nn::ReLU(), nn::Linear(128, 32));
+  };
+  const auto x = torch::randn({16, 64}), target = torch::randn({16, 32});
+  const auto step = [&](nn::Sequential& model) {
+    const auto loss = (model->forward(x) - target).pow(2).mean();
+    for (auto& parameter : model->parameters()) parameter.mutable_grad() = Tensor();
+    loss.backward();
+    const torch::NoGradGuard no_grad;
+    for (auto& parameter : model->parameters()) parameter.sub_(parameter.grad(), 0.1);
+    return loss.detach();
+  };
+  auto plain = make(), captured = make();
+  std::vector<float> expected, got;
+  {
+    const AutocastGuard guard(plain, Mode::QAT, recipe);
+    for (int i = 0; i < 6; ++i) expected.push_back(step(plain).item<float>());
+  }
+  {
+    const AutocastGuard guard(captured, Mode::QAT, recipe);
+    Tensor loss;
+    const auto graph = capture([&] { loss = step(captured); });  // one step is run, the second captured
+    for (int i = 1; i < 6; ++i) {
+      graph->replay();
+      synchronize();
+      got.push_back(loss.item<float>());
+    }
+    got.push_back(step(captured).item<float>());  // outside of the graph again: the seventh step
+  }
+  CHECK(std::vector<float>(expected.begin() + 1, expected.end()) == std::vector<float>(got.begin(), got.end() - 1));
+  const AutocastGuard guard(plain, Mode::QAT, recipe);
+  CHECK(step(plain).item<float>() == got.back());
+}
+
+#else
+TEST_CASE("CUDA graphs", "[cuda][guard]") { SKIP("te_int8 was built without CUDA"); }
+#endif
