@@ -17,7 +17,6 @@ struct Product {
   void* out;
 };
 
-inline constexpr int kAnyNewer = 1000;
 inline constexpr int64_t kAnyRows = INT64_MAX;
 
 /// A kernel with all that can be chosen about it.

@@ -18,8 +18,8 @@ cudaError_t quantize_rows(
 cudaError_t quantize_tensor(
     Type type, const void* x, int64_t count, int8_t* codes, float* scales, cudaStream_t stream);
 
-/// Bytes of memory that the two functions below need beside their results, for elements of so many bytes.
-std::size_t quantize_columns_workspace(std::size_t element_bytes, int64_t columns);
+/// Bytes of memory that the two functions below need beside their results.
+std::size_t quantize_columns_workspace(int64_t columns);
 
 /// x [rows, columns] -> codes of the transpose [columns, rows], scales [columns].
 cudaError_t quantize_columns(

@@ -4,6 +4,7 @@
 
 #include "launch.h"
 #include "numbers.cuh"
+#include "pdl.cuh"
 #include "quantize.h"
 
 namespace te_int8::kernels {
@@ -13,15 +14,11 @@ namespace {
 //
 // A column's scale is known only when all of it has been read, so everything is read twice: the second time from
 // the L2 cache. The matrix is cut into tiles of 128 rows by 128 bytes, a column of tiles is a strip, and a group of
-// strips is as much as the cache holds well. One kernel does both readings, a task a block:
-//
-//   maxima of group 0, maxima of group 1, codes of group 0, maxima of group 2, codes of group 1, ...
-//
-// Codes of a strip wait until all maxima of it are in. Blocks draw their tasks by number, so that a task waits only
-// for tasks that have begun before it and wait for nothing themselves.
+// strips is as much as fits into the cache twice. A launch finds the maxima of one group and makes the codes of the
+// group before it, a tile a block; the order of launches is all the synchronisation there is.
 
 constexpr int kThreads = 256, kTileRows = 128;
-constexpr int64_t kGroupBytes = 8 << 20;
+constexpr int64_t kGroupBytes = 16 << 20;
 
 /// What 16 bytes hold.
 template <typename T>
@@ -108,16 +105,8 @@ struct Maxima<int8_t> {
   static __device__ uint32_t bits(uint32_t word, int) { return word; }
 };
 
-/// What tasks share, zero at first.
-struct Progress {
-  unsigned* next;      ///< [1], the number of the next task
-  unsigned* finished;  ///< [strips], tiles whose maxima are in
-  uint32_t* amax;      ///< [columns], bits of max |x|
-  unsigned strips, tiles, group;  ///< tiles in a strip, strips in a group
-};
-
 template <typename T>
-__device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T>& x, const Progress& progress) {
+__device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T>& x, uint32_t* amax) {
   using M = Maxima<T>;
   __shared__ uint32_t of_warp[kThreads / 32][8 * M::kWords];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -138,7 +127,7 @@ __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T
 #pragma unroll
     for (int c = 0; c < M::kColumns; ++c) {
       const int64_t column = left + i % 8 * kValues<T> + i / 8 * M::kColumns + c;
-      if (column < x.columns) atomicMax(progress.amax + column, M::bits(most, c));
+      if (column < x.columns) atomicMax(amax + column, M::bits(most, c));
     }
   }
 }
@@ -146,14 +135,14 @@ __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T
 /// The four codes of a thread in a column are a word of the transpose, which leaves in runs of 128 bytes.
 template <typename T>
 __device__ void codes_of_tile(
-    const Quad<T>& quad, int64_t top, int64_t left, const Source<T>& x, const Progress& progress, int8_t* codes_t,
+    const Quad<T>& quad, int64_t top, int64_t left, const Source<T>& x, const uint32_t* amax, int8_t* codes_t,
     float* scales_t) {
   __shared__ uint32_t tile[kTileColumns<T>][kTileRows / 4 + 1];
   __shared__ float inverses[kTileColumns<T>];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   if (const int i = static_cast<int>(threadIdx.x); i < kTileColumns<T>) {
     const bool inside = left + i < x.columns;
-    const Step step = step_of(inside ? __ldcg(progress.amax + left + i) : 0);
+    const Step step = step_of(inside ? __ldcg(amax + left + i) : 0);
     inverses[i] = step.inverse;
     if (inside && top == 0) scales_t[left + i] = step.scale;
   }
@@ -191,81 +180,77 @@ __device__ void codes_of_tile(
   }
 }
 
-/// A task by its number: see Note [Columns].
-struct Task {
-  bool maxima;
-  unsigned strip, tile;
+/// Neighbouring strips.
+struct Strips {
+  unsigned first, count;
 };
 
-__device__ Task task_of(unsigned number, const Progress& progress) {
-  const unsigned groups = (progress.strips + progress.group - 1) / progress.group, tasks = progress.group * progress.tiles;
-  const unsigned slot = number / tasks, task = number % tasks;
-  // Maxima in slots 0, 1, 3, 5, ..., codes in 2, 4, ... and the last.
-  const bool maxima = slot == 0 || (slot % 2 == 1 && slot != 2 * groups - 1);
-  const unsigned group = maxima ? (slot + 1) / 2 : (slot - 1) / 2;
-  return {maxima, group * progress.group + task % progress.group, task / progress.group};
-}
-
+/// The maxima of some strips and the codes of others, by blocks that take turns. amax is zero before the first launch.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) quantize_by_tiles(
-    const Source<T> x, const Progress progress, int8_t* __restrict__ codes_t, float* __restrict__ scales_t) {
-  __shared__ Task drawn;
-  if (threadIdx.x == 0) drawn = task_of(atomicAdd(progress.next, 1U), progress);
-  __syncthreads();
-  const Task task = drawn;
-  if (task.strip >= progress.strips) return;
-  const int64_t top = static_cast<int64_t>(task.tile) * kTileRows, left = static_cast<int64_t>(task.strip) * kTileColumns<T>;
-
+    const Source<T> x, unsigned tiles, Strips maxima, Strips codes, uint32_t* __restrict__ amax,
+    int8_t* __restrict__ codes_t, float* __restrict__ scales_t) {
+  constexpr unsigned kLastBlocks = 1024;  // of which some may be the last to run
+  if (blockIdx.x + kLastBlocks >= gridDim.x) let_consumer_start();
+  const bool both = maxima.count > 0 && codes.count > 0;
+  const bool finds_maxima = both ? blockIdx.x % 2 == 0 : maxima.count > 0;
+  const unsigned number = both ? blockIdx.x / 2 : blockIdx.x;
+  const Strips strips = finds_maxima ? maxima : codes;
+  const unsigned tile = number / strips.count, strip = number - tile * strips.count;
+  if (tile >= tiles) return;
+  const int64_t top = static_cast<int64_t>(tile) * kTileRows;
+  const int64_t left = static_cast<int64_t>(strips.first + strip) * kTileColumns<T>;
   Quad<T> quad;
-  if (task.maxima) {
+  if (finds_maxima) {
     quad.template load<kAligned, false>(x, top, left);
-    maxima_of_tile(quad, left, x, progress);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(progress.finished + task.strip, 1U);
-    }
+    maxima_of_tile(quad, left, x, amax);
   } else {
     quad.template load<kAligned, true>(x, top, left);
-    if (threadIdx.x == 0) {
-      while (*static_cast<volatile unsigned*>(progress.finished + task.strip) < progress.tiles) {
-        __nanosleep(100);
-      }
-      __threadfence();
-    }
-    __syncthreads();
-    codes_of_tile(quad, top, left, x, progress, codes_t, scales_t);
+    wait_for_producer();
+    codes_of_tile(quad, top, left, x, amax, codes_t, scales_t);
   }
 }
 
-int64_t strips_of(int64_t columns, int64_t element_bytes) { return ceil_div(columns, 128 / element_bytes); }
+template <typename T, bool kAligned>
+cudaError_t launch_groups(
+    const Source<T>& x, uint32_t* amax, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
+  const auto tiles = static_cast<unsigned>(ceil_div(x.rows, kTileRows));
+  const auto strips = static_cast<unsigned>(ceil_div(x.columns, kTileColumns<T>));
+  const auto group = static_cast<unsigned>(std::clamp<int64_t>(kGroupBytes / (x.rows * 128), 1, strips));
+  Strips codes{0, 0};
+  for (unsigned first = 0; first < strips + group; first += group) {
+    const Strips maxima{first, first < strips ? std::min(group, strips - first) : 0};
+    const unsigned wider = std::max(maxima.count, codes.count);
+    const unsigned blocks = wider * tiles * (maxima.count > 0 && codes.count > 0 ? 2 : 1);
+    const auto kernel = quantize_by_tiles<T, kAligned>;
+    if (first == 0) {  // x may be what the kernel before writes
+      kernel<<<blocks, kThreads, 0, stream>>>(x, tiles, maxima, codes, amax, codes_t, scales_t);
+      if (const auto error = cudaGetLastError(); error != cudaSuccess) return error;
+    } else if (const auto error = launch_after_producer(
+                   kernel, blocks, kThreads, 0, stream, x, tiles, maxima, codes, amax, codes_t, scales_t);
+               error != cudaSuccess) {
+      return error;
+    }
+    codes = maxima;
+  }
+  return cudaSuccess;
+}
 
 template <typename T>
 cudaError_t launch(const Source<T>& x, void* workspace, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
   if (x.columns == 0) return cudaSuccess;
   if (x.rows == 0) return cudaMemsetAsync(scales_t, 0, sizeof(float) * static_cast<std::size_t>(x.columns), stream);
-  const auto bytes = quantize_columns_workspace(sizeof(T), x.columns);
-  if (const auto error = cudaMemsetAsync(workspace, 0, bytes, stream); error != cudaSuccess) return error;
-  auto* words = static_cast<unsigned*>(workspace);
-  const int64_t strips = strips_of(x.columns, sizeof(T)), tiles = ceil_div(x.rows, kTileRows);
-  const int64_t group = std::clamp<int64_t>(kGroupBytes / (x.rows * 128), 1, strips);
-  const Progress progress{
-      words, words + 1, words + 1 + strips, static_cast<unsigned>(strips), static_cast<unsigned>(tiles),
-      static_cast<unsigned>(group)};
-  const auto blocks = static_cast<unsigned>(2 * ceil_div(strips, group) * group * tiles);
+  auto* amax = static_cast<uint32_t*>(workspace);
+  const auto cleared = cudaMemsetAsync(amax, 0, quantize_columns_workspace(x.columns), stream);
+  if (cleared != cudaSuccess) return cleared;
   return with_bool(is_aligned(x.values) && x.columns % kValues<T> == 0, [&](auto aligned) {
-    quantize_by_tiles<T, decltype(aligned)::value>
-        <<<blocks, kThreads, 0, stream>>>(x, progress, codes_t, scales_t);
-    return cudaGetLastError();
+    return launch_groups<T, decltype(aligned)::value>(x, amax, codes_t, scales_t, stream);
   });
 }
 
 }  // namespace
 
-std::size_t quantize_columns_workspace(std::size_t element_bytes, int64_t columns) {
-  const auto words = 1 + strips_of(columns, static_cast<int64_t>(element_bytes)) + columns;
-  return sizeof(unsigned) * static_cast<std::size_t>(words);
-}
+std::size_t quantize_columns_workspace(int64_t columns) { return sizeof(uint32_t) * static_cast<std::size_t>(columns); }
 
 cudaError_t quantize_columns(
     Type type, const void* x, int64_t rows, int64_t columns, void* workspace, int8_t* codes_t, float* scales_t,

@@ -78,63 +78,90 @@ std::string obstacle_to_cutlass() {
 
 namespace {
 
-/// Times candidates on a stream, by events.
+class Event {
+ public:
+  Event() { C10_CUDA_CHECK(cudaEventCreate(&event_)); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/// Times candidates on a stream.
 class Stopwatch {
  public:
-  explicit Stopwatch(cudaStream_t stream) : stream_(stream) {
-    C10_CUDA_CHECK(cudaEventCreate(&begin_));
-    C10_CUDA_CHECK(cudaEventCreate(&end_));
+  /// Where `cold`, weights are read from memory at every call, as in decoding: whatever the caches held is replaced first.
+  Stopwatch(cudaStream_t stream, bool cold) : stream_(stream) {
+    if (!cold) return;
+    const int64_t bytes = 2 * int64_t{at::cuda::getCurrentDeviceProperties()->l2CacheSize};
+    other_ = at::empty({bytes}, at::TensorOptions(at::kCUDA).dtype(at::kByte));
   }
-  ~Stopwatch() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
 
   /// Milliseconds of one of `count` calls of f.
-  template <typename F>
-  float time(int count, const F& f) {
-    C10_CUDA_CHECK(cudaEventRecord(begin_, stream_));
-    for (int i = 0; i < count; ++i) f();
-    C10_CUDA_CHECK(cudaEventRecord(end_, stream_));
-    C10_CUDA_CHECK(cudaEventSynchronize(end_));
+  float time(int count, const std::function<void()>& f) {
+    if (!other_.defined()) return elapsed(count, f) / static_cast<float>(count);
     float total = 0;
-    C10_CUDA_CHECK(cudaEventElapsedTime(&total, begin_, end_));
+    for (int i = 0; i < count; ++i) {
+      C10_CUDA_CHECK(cudaMemsetAsync(other_.data_ptr(), 0, static_cast<std::size_t>(other_.numel()), stream_));
+      total += elapsed(1, f);
+    }
     return total / static_cast<float>(count);
   }
 
  private:
+  float elapsed(int count, const std::function<void()>& f) {
+    C10_CUDA_CHECK(cudaEventRecord(begin_.get(), stream_));
+    for (int i = 0; i < count; ++i) f();
+    C10_CUDA_CHECK(cudaEventRecord(end_.get(), stream_));
+    C10_CUDA_CHECK(cudaEventSynchronize(end_.get()));
+    float ms = 0;
+    C10_CUDA_CHECK(cudaEventElapsedTime(&ms, begin_.get(), end_.get()));
+    return ms;
+  }
+
   cudaStream_t stream_;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  at::Tensor other_;
+  Event begin_, end_;
 };
 
-/// All once; the best few several times, in turns and in changing order, as the clock of a GPU depends on what it
-/// has just done.
+/// All of them in turns; then the best few again, each after it has run for a while by itself: large products are bound
+/// by power, so that the clock depends on what has just run.
 Candidate fastest(
-    std::vector<Candidate> candidates, cudaStream_t stream, const std::function<void(const Candidate&)>& run) {
-  constexpr std::size_t kFinalists = 8;
-  constexpr int kRounds = 5;
+    const std::vector<Candidate>& candidates, cudaStream_t stream, bool cold,
+    const std::function<void(const Candidate&)>& run) {
+  constexpr std::size_t kFinalists = 6;
+  constexpr float kAloneMs = 8, kTimedMs = 4;  // at most; small products are timed long before
   struct Timed {
     Candidate candidate;
     float ms;
   };
   std::mt19937 order(0);
-  Stopwatch stopwatch(stream);
+  Stopwatch stopwatch(stream, cold);
   std::vector<Timed> timed;
-  std::ranges::shuffle(candidates, order);
   for (const auto& candidate : candidates) {
     run(candidate);
-    timed.push_back({candidate, stopwatch.time(2, [&] { run(candidate); })});
+    timed.push_back({candidate, 0});
   }
+  const auto in_turns = [&](int rounds, const auto& count_of, const auto& alone) {
+    for (auto& entry : timed) entry.ms = 0;
+    for (int round = 0; round < rounds; ++round) {
+      std::ranges::shuffle(timed, order);
+      for (auto& entry : timed) {
+        const auto one = [&] { run(entry.candidate); };
+        for (int i = alone(); i > 0; --i) one();
+        entry.ms += stopwatch.time(count_of(), one);
+      }
+    }
+  };
+  in_turns(3, [] { return 2; }, [] { return 0; });
   std::ranges::sort(timed, {}, &Timed::ms);
   timed.resize(std::min(timed.size(), kFinalists));
-  const int count = std::clamp(static_cast<int>(0.5F / std::max(timed.front().ms, 1e-3F)), 2, 20);
-  for (auto& finalist : timed) finalist.ms = 0;
-  for (int round = 0; round < kRounds; ++round) {
-    std::ranges::shuffle(timed, order);
-    for (auto& finalist : timed) finalist.ms += stopwatch.time(count, [&] { run(finalist.candidate); });
-  }
+  const float ms = std::max(timed.front().ms / 3, 1e-3F);
+  const auto times_in = [&](float budget) { return std::clamp(static_cast<int>(budget / ms), 2, 20); };
+  in_turns(4, [&] { return times_in(kTimedMs); }, [&] { return cold ? 0 : times_in(kAloneMs); });
   return std::ranges::min_element(timed, {}, &Timed::ms)->candidate;
 }
 
@@ -151,6 +178,8 @@ void print(const ProductKind& kind, const Candidate& choice) {
   }
   std::cerr << line.str() + '\n';
 }
+
+constexpr int64_t kDecodingRows = 64;  ///< up to which a product is bound by reading weights
 
 struct Choices {
   std::mutex mutex;
@@ -173,7 +202,7 @@ std::optional<Candidate> chosen(const ProductKind& kind) {
 }
 
 Candidate choose(
-    const ProductKind& kind, cudaStream_t stream, std::vector<Candidate> candidates,
+    const ProductKind& kind, cudaStream_t stream, const std::vector<Candidate>& candidates,
     const std::function<void(const Candidate&)>& run) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
@@ -181,7 +210,7 @@ Candidate choose(
   static auto* one_at_a_time = new std::mutex;  // others' launches would disturb the timing
   const std::lock_guard lock(*one_at_a_time);
   if (const auto before = chosen(kind)) return *before;
-  const auto choice = candidates.size() == 1 ? candidates.front() : fastest(std::move(candidates), stream, run);
+  const auto choice = candidates.size() == 1 ? candidates.front() : fastest(candidates, stream, kind.m <= kDecodingRows, run);
   print(kind, choice);
   auto& [mutex, by_kind] = choices();
   const std::lock_guard storing(mutex);

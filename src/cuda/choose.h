@@ -37,7 +37,7 @@ std::optional<Candidate> chosen(const ProductKind& kind);
 /// being captured into a graph the first of them, for this once. Prints what it has chosen to stderr where
 /// TE_INT8_PRINT_CHOICES is set.
 Candidate choose(
-    const ProductKind& kind, cudaStream_t stream, std::vector<Candidate> candidates,
+    const ProductKind& kind, cudaStream_t stream, const std::vector<Candidate>& candidates,
     const std::function<void(const Candidate&)>& run);
 
 /// The kernels for the current device that are worth a try, the best guess first. Where TE_INT8_KERNELS is set, only those

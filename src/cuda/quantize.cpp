@@ -41,7 +41,7 @@ struct Columns {
       : codes(at::empty({x.size(1), x.size(0)}, x.options().dtype(at::kChar))),
         scales(at::empty({x.size(1)}, x.options().dtype(at::kFloat))),
         workspace(at::empty(
-            {static_cast<int64_t>(kernels::quantize_columns_workspace(x.element_size(), x.size(1)))},
+            {static_cast<int64_t>(kernels::quantize_columns_workspace(x.size(1)))},
             x.options().dtype(at::kByte))) {}
 };
 
