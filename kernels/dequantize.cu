@@ -55,6 +55,13 @@ __global__ void __launch_bounds__(kThreads) epilogue_of_sums(
 
 }  // namespace
 
+bool has_code_for_device() {
+  cudaFuncAttributes attributes{};
+  const bool has = cudaFuncGetAttributes(&attributes, epilogue_of_sums<float, false>) == cudaSuccess;
+  if (!has) cudaGetLastError();  // told by the result
+  return has;
+}
+
 cudaError_t dequantize(
     const int32_t* sums, int64_t ld, int64_t rows, int64_t columns, const Epilogue& epilogue, Type type,
     void* out, cudaStream_t stream) {

@@ -16,6 +16,9 @@ struct Epilogue {
   Type bias_type;
 };
 
+/// Whether this build holds code for the current device.
+bool has_code_for_device();
+
 /// sums [rows, columns], `ld` elements from row to row -> out [rows, columns], contiguous.
 cudaError_t dequantize(
     const int32_t* sums, int64_t ld, int64_t rows, int64_t columns, const Epilogue& epilogue, Type type,

@@ -7,8 +7,8 @@
 namespace te_int8::kernels {
 
 std::vector<Gemm>& gemm_registry() {
-  static std::vector<Gemm> all;
-  return all;
+  static auto* all = new std::vector<Gemm>;  // never destroyed: a backward may still come while the process ends
+  return *all;
 }
 
 std::span<const Gemm> gemms() { return gemm_registry(); }

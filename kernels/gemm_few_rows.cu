@@ -30,9 +30,11 @@ __device__ uint4 load_codes(const int8_t* codes, bool inside) {
 }
 
 __device__ void multiply_add(int (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800  // older GPUs are offered none of these kernels
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#endif
 }
 
 __device__ void store(Type type, void* out, int64_t at, float value) {
@@ -122,7 +124,7 @@ template <int kTiles, int kGroups, int kWarps>
 cudaError_t launch(const Product& product, const Gemm&, int, cudaStream_t stream) {
   const dim3 grid(
       static_cast<unsigned>(ceil_div(product.n, 16 * kTiles)), static_cast<unsigned>(ceil_div(product.m, 8 * kGroups)));
-  return launch_after_producer(few_rows<kTiles, kGroups, kWarps>, grid, 32 * kWarps, 0, stream, product);
+  return launch_after_producer<few_rows<kTiles, kGroups, kWarps>>(grid, 32 * kWarps, stream, product);
 }
 
 template <int kTiles, int kGroups, int kWarps>

@@ -19,7 +19,6 @@
 
 #include "gemm_registry.h"
 #include "gemm_types.cuh"
-#include "pdl.cuh"
 
 namespace te_int8::kernels {
 namespace {
@@ -173,28 +172,6 @@ using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
 using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, EpilogueOf>;
 using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-#if TE_INT8_SWAPPED
-/// CUTLASS's kernel for few rows, which first sends for weights: they arrive while the kernel before it still makes the
-/// codes of those rows. Not for more than the L2 cache holds well from all blocks.
-__global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, Kernel::MinBlocksPerMultiprocessor)
-    fetch_and_multiply(CUTLASS_GRID_CONSTANT const typename Kernel::Params params, const int8_t* weights, int64_t bytes) {
-  constexpr int64_t kMost = 192 << 10, kAtOnce = 16 << 10;
-  if (threadIdx.x == 0) {
-    const int64_t block = blockIdx.x + static_cast<int64_t>(blockIdx.y) * gridDim.x;
-    const int64_t of_tile = TE_INT8_TILE_M * static_cast<int64_t>(get<2>(params.problem_shape));
-    const int64_t begin = block * of_tile, end = min(min(begin + of_tile, bytes), begin + kMost);
-    for (int64_t at = begin; at < end; at += kAtOnce) {
-      prefetch_bytes_into_l2(weights + at, static_cast<unsigned>(min(kAtOnce, end - at)));
-    }
-  }
-  extern __shared__ char storage[];
-  Kernel()(params, storage);
-}
-constexpr auto kKernel = fetch_and_multiply;
-#else
-constexpr auto kKernel = cutlass::device_kernel<Kernel>;
-#endif
-
 /// Whether the current device was told how much shared memory the kernel takes, and tells it.
 cudaError_t prepare() {
   static std::atomic<uint64_t> prepared{0};  // a bit a device
@@ -203,7 +180,7 @@ cudaError_t prepare() {
   const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
   if ((prepared.load() & bit) != 0) return cudaSuccess;
   const auto error = cudaFuncSetAttribute(
-      kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SharedStorageSize);
+      cutlass::device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SharedStorageSize);
   if (error == cudaSuccess) prepared |= bit;
   return error;
 }
@@ -242,18 +219,12 @@ cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_
   using Order = cutlass::gemm::kernel::detail::RasterOrderOptions;
   arguments.scheduler.raster_order = how.along_m != static_cast<bool>(TE_INT8_SWAPPED) ? Order::AlongM : Order::AlongN;
   auto params = Kernel::to_underlying_arguments(arguments, nullptr);
-#if TE_INT8_SWAPPED
-  return launch_after_producer(
-      kKernel, Kernel::get_grid_shape(params), Kernel::get_block_shape(), Kernel::SharedStorageSize, stream, params,
-      product.b, product.n * product.k);
-#else
   constexpr bool kAfterProducer = true;  // see pdl.cuh
   if (Adapter::run(params, stream, nullptr, kAfterProducer) != cutlass::Status::kSuccess) {
     const auto error = cudaGetLastError();
     return error == cudaSuccess ? cudaErrorInvalidValue : error;
   }
   return cudaGetLastError();
-#endif
 }
 
 const bool registered = [] {

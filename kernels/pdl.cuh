@@ -2,7 +2,7 @@
 // reads what that one writes. On GPUs before Hopper nothing of it happens.
 #pragma once
 
-#include <cstddef>
+#include <atomic>
 #include <cstdint>
 
 #include <cuda_runtime.h>
@@ -28,29 +28,36 @@ __device__ inline void prefetch_into_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-/// The same of many bytes, a multiple of 16, by one thread. From Hopper on; before, nothing happens.
-__device__ inline void prefetch_bytes_into_l2(const void* address, unsigned bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
-#endif
+/// Whether the image of a kernel for the current device has these instructions: one for an older GPU has not, on
+/// whichever GPU it runs. Asked once per kernel and device.
+template <auto kKernel>
+bool can_wait() {
+  constexpr int kDevices = 64;
+  static std::atomic<signed char> known[kDevices];  // 0: not asked yet, 1: yes, -1: no
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
+  if (known[device] == 0) {
+    cudaFuncAttributes attributes{};
+    const bool can = cudaFuncGetAttributes(&attributes, kKernel) == cudaSuccess && attributes.ptxVersion >= 90;
+    known[device] = can ? 1 : -1;
+  }
+  return known[device] > 0;
 }
 
-/// Launches a kernel that calls wait_for_producer before it reads or writes what others may write or read.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_after_producer(
-    void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
-    const Arguments&... arguments) {
+/// Launches a kernel that calls wait_for_producer before it reads what the kernel before it may write, and before it
+/// writes what that one may read.
+template <auto kKernel, typename... Arguments>
+cudaError_t launch_after_producer(dim3 grid, dim3 block, cudaStream_t stream, const Arguments&... arguments) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  config.numAttrs = can_wait<kKernel>() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kKernel, arguments...);
 }
 
 }  // namespace te_int8::kernels

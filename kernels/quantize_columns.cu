@@ -1,5 +1,6 @@
 // Codes by column, transposed. See Note [Columns].
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "launch.h"
@@ -15,7 +16,9 @@ namespace {
 // A column's scale is known only when all of it has been read, so everything is read twice: the second time from
 // the L2 cache. The matrix is cut into tiles of 128 rows by 128 bytes, a column of tiles is a strip, and a group of
 // strips is as much as fits into the cache twice. A launch finds the maxima of one group and makes the codes of the
-// group before it, a tile a block; the order of launches is all the synchronisation there is.
+// group before it, a tile a block; the order of launches is all the synchronisation there is. Blocks that find maxima
+// do not wait for the launch before theirs: they read x, which an ordinary launch came after, and write to columns of
+// their own, which were cleared before it.
 
 constexpr int kThreads = 256, kTileRows = 128;
 constexpr int64_t kGroupBytes = 16 << 20;
@@ -222,12 +225,12 @@ cudaError_t launch_groups(
     const Strips maxima{first, first < strips ? std::min(group, strips - first) : 0};
     const unsigned wider = std::max(maxima.count, codes.count);
     const unsigned blocks = wider * tiles * (maxima.count > 0 && codes.count > 0 ? 2 : 1);
-    const auto kernel = quantize_by_tiles<T, kAligned>;
     if (first == 0) {  // x may be what the kernel before writes
-      kernel<<<blocks, kThreads, 0, stream>>>(x, tiles, maxima, codes, amax, codes_t, scales_t);
+      quantize_by_tiles<T, kAligned>
+          <<<blocks, kThreads, 0, stream>>>(x, tiles, maxima, codes, amax, codes_t, scales_t);
       if (const auto error = cudaGetLastError(); error != cudaSuccess) return error;
-    } else if (const auto error = launch_after_producer(
-                   kernel, blocks, kThreads, 0, stream, x, tiles, maxima, codes, amax, codes_t, scales_t);
+    } else if (const auto error = launch_after_producer<quantize_by_tiles<T, kAligned>>(
+                   blocks, kThreads, stream, x, tiles, maxima, codes, amax, codes_t, scales_t);
                error != cudaSuccess) {
       return error;
     }

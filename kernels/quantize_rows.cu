@@ -201,7 +201,9 @@ cudaError_t launch_rows(
     const auto threads = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(pieces, 1))));
     return launch(rows_on_chip<T, kAligned, 1>, threads, 256 / threads);
   }
-  if (pieces <= 64 && kAligned) return launch(rows_on_chip<T, kAligned, 2>, 32, 8);
+  if constexpr (kAligned) {
+    if (pieces <= 64) return launch(rows_on_chip<T, kAligned, 2>, 32, 8);
+  }
   if (pieces <= (kAligned ? 512 : kMaxThreads)) return launch(rows_on_chip<T, kAligned, 1>, warps_of(pieces), 1);
   if constexpr (kAligned) {
     if (pieces <= 2 * kMaxThreads) return launch(rows_on_chip<T, kAligned, 2>, warps_of(ceil_div(pieces, 2)), 1);

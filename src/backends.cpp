@@ -44,9 +44,10 @@ std::string obstacle(const Entry& entry) {
   if (!kWithCuda) return "te_int8 was built without CUDA";
   if (!at::hasCUDA()) return "LibTorch sees no CUDA device";
 #ifdef TE_INT8_WITH_CUDA
-  if (entry.backend == Backend::Cutlass) return cuda::obstacle_to_cutlass();
-#endif
+  return cuda::obstacle_to(entry.backend);
+#else
   return "";
+#endif
 }
 
 thread_local std::optional<Backend> backend_of_thread;

@@ -14,6 +14,7 @@ namespace {
 /// f, captured on a stream of its own after it has run there once.
 template <typename F>
 std::unique_ptr<at::cuda::CUDAGraph> capture(const F& f) {
+  c10::cuda::getCurrentCUDAStream().synchronize();  // what f reads is made there
   const auto stream = c10::cuda::getStreamFromPool();
   auto graph = std::make_unique<at::cuda::CUDAGraph>();
   {
@@ -108,6 +109,38 @@ TEST_CASE("a captured training step sees the steps that replays make", "[cuda][g
   CHECK(std::vector<float>(expected.begin() + 1, expected.end()) == std::vector<float>(got.begin(), got.end() - 1));
   const AutocastGuard guard(plain, Mode::QAT, recipe);
   CHECK(step(plain).item<float>() == got.back());
+}
+
+TEST_CASE("a forward between replays of a training step sees their steps", "[cuda][guard]") {
+  if (!test_device().is_cuda()) SKIP("about CUDA graphs; runs where TE_INT8_TEST_DEVICE is cuda");
+  torch::manual_seed(95);
+  nn::Linear layer(64, 32);
+  const auto x = torch::randn({16, 64}), target = torch::randn({16, 32});
+  const AutocastGuard guard(layer, Mode::QAT);
+  const auto graph = capture([&] {
+    (layer->forward(x) - target).pow(2).mean().backward();
+    const torch::NoGradGuard no_grad;
+    for (auto& parameter : layer->parameters()) {
+      parameter.sub_(parameter.grad(), 0.1);
+      parameter.mutable_grad() = Tensor();  // nothing on the host tells of a step
+    }
+  });
+  const auto evaluate = [&] {
+    const torch::NoGradGuard no_grad;
+    return layer->forward(x).clone();
+  };
+  auto before = evaluate();
+  for (int i = 0; i < 3; ++i) {
+    graph->replay();
+    synchronize();
+    const auto after = evaluate();
+    const auto [w, w_scales] = te_int8::reference::quantize_rows(layer->weight.detach(), "row");
+    const auto [a, a_scales] = te_int8::reference::quantize_rows(x, "row");
+    const auto expected = te_int8::reference::scaled_mm(a, w, a_scales, w_scales, layer->bias.detach(), at::kFloat);
+    CHECK_FALSE(same(after, before));
+    CHECK(relative_error(after, expected) < 1e-5);
+    before = after;
+  }
 }
 
 #else

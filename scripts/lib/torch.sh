@@ -126,7 +126,9 @@ set_up_cutlass() {
 choose_kernels() {
   local capabilities
   capabilities=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | tr -d .) || true
-  if [[ $capabilities =~ ^[0-9[:space:]]+$ ]]; then
+  [[ $capabilities =~ ^[0-9[:space:]]*$ ]] || capabilities=""
+  capabilities=$(awk '$1 >= 75' <<<"$capabilities") # LibTorch runs on no older ones
+  if [[ -n $capabilities ]]; then
     ARCHITECTURES=$(sed 's/^90$/90a/' <<<"$capabilities" | paste -sd ';')
     TILES=ALL
   else

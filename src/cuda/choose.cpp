@@ -1,24 +1,29 @@
 #include "choose.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdlib>
+#include <exception>
 #include <iostream>
 #include <map>
 #include <mutex>
 #include <random>
 #include <sstream>
+#include <tuple>
+#include <utility>
 
 #include <ATen/cuda/CUDAContextLight.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 
 #include "device.h"
 
 namespace te_int8::cuda {
 
-int64_t bucket(int64_t m) {
-  if (m <= 4) return m;
-  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(m - 1))) / 4;
-  return (m + step - 1) / std::max<int64_t>(step, 1) * std::max<int64_t>(step, 1);
+int64_t bucket(int64_t size) {
+  if (size <= 4) return size;
+  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size - 1))) / 4;
+  return (size + step - 1) / step * step;
 }
 
 int multiprocessors() { return at::cuda::getCurrentDeviceProperties()->multiProcessorCount; }
@@ -46,6 +51,8 @@ bool may_compute(const kernels::Gemm& gemm, int device) {
 
 }  // namespace
 
+bool kernels_are_forced() { return forced_kernels() != nullptr; }
+
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   std::vector<const kernels::Gemm*> result;
   const int device = capability();
@@ -55,24 +62,52 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
       result.push_back(&gemm);
     }
   }
-  // Of all single ones the best over many shapes (docs/design.md).
-  std::ranges::stable_partition(result, [](const kernels::Gemm* gemm) {
-    return std::string(gemm->name) == "pingpong 128x128 c2x1" && !gemm->along_m && gemm->swizzle == 8;
-  });
+  // Of all single ones the best over many shapes (docs/design.md); the others in an order of their own, not the linker's.
+  const auto rank = [](const kernels::Gemm* gemm) {
+    const std::string name = gemm->name;
+    const bool best = name == "pingpong 128x128 c2x1" && !gemm->along_m && gemm->swizzle == 8;
+    return std::tuple(!best, name, gemm->along_m, gemm->swizzle);
+  };
+  std::ranges::sort(result, {}, rank);
+  TORCH_CHECK_VALUE(
+      !result.empty() || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
+      "name of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
   return result;
 }
 
-std::string obstacle_to_cutlass() {
+namespace {
+
+/// Whether kernels of this build run on the current device. Asked once per device.
+bool has_code() {
+  constexpr int kDevices = 64;
+  static std::atomic<signed char> known[kDevices];  // 0: not asked yet, 1: yes, -1: no
+  const auto device = c10::cuda::current_device();
+  if (device >= kDevices) return kernels::has_code_for_device();
+  if (known[device] == 0) known[device] = kernels::has_code_for_device() ? 1 : -1;
+  return known[device] > 0;
+}
+
+}  // namespace
+
+bool leave_to_reference() {
+  return detail::current_backend() == detail::Backend::Reference || !has_code();
+}
+
+std::string obstacle_to(detail::Backend backend) {
+  const int device = capability();
+  const auto none = [&](const char* what) {
+    return std::string("te_int8 was built without ") + what + " for compute capability " + std::to_string(device / 10) +
+           "." + std::to_string(device % 10);
+  };
+  if (!has_code()) return none("code");
+  if (backend != detail::Backend::Cutlass) return "";
 #ifndef TE_INT8_WITH_CUTLASS
   return "te_int8 was built without CUTLASS";
 #else
-  const int device = capability();
   const bool found = std::ranges::any_of(kernels::gemms(), [&](const kernels::Gemm& gemm) {
     return is_for(gemm, device) && gemm.most_rows == kernels::kAnyRows;
   });
-  if (found) return "";
-  return "te_int8 was built without CUTLASS kernels for compute capability " + std::to_string(device / 10) + "." +
-         std::to_string(device % 10);
+  return found ? "" : none("CUTLASS kernels");
 #endif
 }
 
@@ -141,10 +176,16 @@ Candidate fastest(
   std::mt19937 order(0);
   Stopwatch stopwatch(stream, cold);
   std::vector<Timed> timed;
+  std::exception_ptr failure;
   for (const auto& candidate : candidates) {
-    run(candidate);
-    timed.push_back({candidate, 0});
+    try {
+      run(candidate);
+      timed.push_back({candidate, 0});
+    } catch (const c10::Error&) {  // a kernel that cannot do it; others can
+      failure = std::current_exception();
+    }
   }
+  if (timed.empty()) std::rethrow_exception(failure);
   const auto in_turns = [&](int rounds, const auto& count_of, const auto& alone) {
     for (auto& entry : timed) entry.ms = 0;
     for (int round = 0; round < rounds; ++round) {
@@ -206,11 +247,15 @@ Candidate choose(
     const std::function<void(const Candidate&)>& run) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  if (status != cudaStreamCaptureStatusNone) return candidates.front();
-  static auto* one_at_a_time = new std::mutex;  // others' launches would disturb the timing
-  const std::lock_guard lock(*one_at_a_time);
+  if (status != cudaStreamCaptureStatusNone || candidates.size() == 1) return candidates.front();
+  // Others' launches would disturb the timing; and who waited for them, while they wait for a stream that waits for him,
+  // would wait for ever.
+  static auto* timing = new std::mutex;
+  const std::unique_lock lock(*timing, std::try_to_lock);
+  if (!lock.owns_lock()) return candidates.front();
   if (const auto before = chosen(kind)) return *before;
-  const auto choice = candidates.size() == 1 ? candidates.front() : fastest(candidates, stream, kind.m <= kDecodingRows, run);
+  const c10::cuda::CUDAStreamCaptureModeGuard beside_captures(cudaStreamCaptureModeRelaxed);  // of other threads
+  const auto choice = fastest(candidates, stream, kind.m <= kDecodingRows, run);
   print(kind, choice);
   auto& [mutex, by_kind] = choices();
   const std::lock_guard storing(mutex);

@@ -20,22 +20,22 @@ using Candidate = std::variant<const kernels::Gemm*, Algorithm>;
 /// What makes two products alike: the same kernels can compute them, about equally well.
 struct ProductKind {
   int device;
-  int64_t m, n, k;  ///< m in buckets
+  int64_t m, n, k;  ///< m and k in buckets: in the product for a weight's gradient, k is the batch
   at::ScalarType out;
   detail::Backend backend;
   bool fits;  ///< whether kernels::fits_gemms
   auto operator<=>(const ProductKind&) const = default;
 };
 
-/// The bucket of m: sizes up to a quarter apart share their kernel, so that changing batches are not timed for ever.
-int64_t bucket(int64_t m);
+/// The bucket of a size: those up to a quarter apart share their kernel, so that changing batches are not timed for ever.
+int64_t bucket(int64_t size);
 
 /// What was chosen for products of this kind before.
 std::optional<Candidate> chosen(const ProductKind& kind);
 
 /// The fastest of `candidates`, from now on for all products of this kind; `run` launches one of them. On a stream that is
-/// being captured into a graph the first of them, for this once. Prints what it has chosen to stderr where
-/// TE_INT8_PRINT_CHOICES is set.
+/// being captured into a graph, and while another thread is timing, the first of them, for this once. Prints what it has
+/// chosen to stderr where TE_INT8_PRINT_CHOICES is set.
 Candidate choose(
     const ProductKind& kind, cudaStream_t stream, const std::vector<Candidate>& candidates,
     const std::function<void(const Candidate&)>& run);
@@ -44,10 +44,13 @@ Candidate choose(
 /// with that in their names.
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product);
 
+/// Whether TE_INT8_KERNELS is set.
+bool kernels_are_forced();
+
 /// Multiprocessors of the current device.
 int multiprocessors();
 
-/// Why the back end "cutlass" cannot be used on the current device; empty where it can.
-std::string obstacle_to_cutlass();
+/// Why a back end for CUDA cannot be used on the current device; empty where it can.
+std::string obstacle_to(te_int8::detail::Backend backend);
 
 }  // namespace te_int8::cuda

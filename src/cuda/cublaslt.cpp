@@ -76,6 +76,13 @@ std::vector<Algorithm> CublasltProduct::algorithms(int most) const {
   const Preference preference(cublasLtMatmulPreferenceCreate);
   TORCH_CUDABLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(
       preference.get(), CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof(workspace)));
+  const auto alignment = static_cast<uint32_t>(kAlignment);
+  for (const auto attribute :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    TORCH_CUDABLAS_CHECK(
+        cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &alignment, sizeof(alignment)));
+  }
   std::vector<cublasLtMatmulHeuristicResult_t> found(static_cast<std::size_t>(most));
   int count = 0;
   TORCH_CUDABLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(
@@ -88,6 +95,14 @@ std::vector<Algorithm> CublasltProduct::algorithms(int most) const {
   std::vector<Algorithm> result;
   for (int i = 0; i < count; ++i) result.push_back(found[static_cast<std::size_t>(i)].algo);
   return result;
+}
+
+bool CublasltProduct::can_use(const Algorithm& algorithm) const {
+  cublasLtMatmulHeuristicResult_t result{};
+  const auto status = cublasLtMatmulAlgoCheck(
+      at::cuda::getCurrentCUDABlasLtHandle(), descriptors_->operation.get(), descriptors_->b.get(),
+      descriptors_->a.get(), descriptors_->sums.get(), descriptors_->sums.get(), &algorithm, &result);
+  return status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= at::cuda::getCUDABlasLtWorkspaceSize();
 }
 
 Tensor CublasltProduct::sums(const Algorithm& algorithm) const {

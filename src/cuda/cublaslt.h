@@ -1,6 +1,7 @@
 // The back end "cublaslt": integer products by cuBLASLt, which leaves int32 sums.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include <cublasLt.h>
@@ -31,6 +32,8 @@ class CublasltProduct {
 
   /// At most `most` of them, cuBLASLt's favourite first. Raises where there is none.
   std::vector<Algorithm> algorithms(int most) const;
+  /// Whether one that was found for another product will do for this.
+  bool can_use(const Algorithm& algorithm) const;
   at::Tensor sums(const Algorithm& algorithm) const;
 
  private:

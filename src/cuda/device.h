@@ -12,8 +12,9 @@
 
 namespace te_int8::cuda {
 
-/// Asked for the reference, these back ends leave a tensor of a GPU to it.
-inline bool leave_to_reference() { return detail::current_backend() == detail::Backend::Reference; }
+/// Asked for the reference, or where this build has no code for the current device, these back ends leave a tensor of
+/// a GPU to it.
+bool leave_to_reference();
 
 /// Makes the device of `x` the current one; its current stream takes the work.
 class OnDeviceOf {

@@ -88,7 +88,7 @@ void multiply(
     if (fits) {
       for (const auto* gemm : cuda::gemms_for(product)) result.emplace_back(gemm);
     }
-    if (result.empty() || (backend != detail::Backend::Cutlass && std::getenv("TE_INT8_KERNELS") == nullptr)) {
+    if (result.empty() || (backend != detail::Backend::Cutlass && !cuda::kernels_are_forced())) {
       for (const auto& algorithm : cublaslt().algorithms(4)) result.emplace_back(algorithm);
     }
     return result;
@@ -97,14 +97,18 @@ void multiply(
     if (const auto* gemm = std::get_if<const kernels::Gemm*>(&candidate)) {
       C10_CUDA_CHECK((*gemm)->launch(product, **gemm, cuda::multiprocessors(), device.stream()));
     } else {
-      dequantize(cublaslt().sums(std::get<cuda::Algorithm>(candidate)), epilogue, out, device.stream());
+      // Chosen for a neighbour in its bucket, it may not do here.
+      const auto& chosen = std::get<cuda::Algorithm>(candidate);
+      auto& by = cublaslt();
+      const auto sums = by.sums(by.can_use(chosen) ? chosen : by.algorithms(1).front());
+      dequantize(sums, epilogue, out, device.stream());
     }
   };
   const cuda::ProductKind kind{
       .device = a.device().index(),
       .m = cuda::bucket(product.m),
       .n = product.n,
-      .k = product.k,
+      .k = cuda::bucket(product.k),
       .out = out.scalar_type(),
       .backend = backend,
       .fits = fits};

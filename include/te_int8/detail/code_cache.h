@@ -194,8 +194,11 @@ class WeightCodes {
       had_gradient_ = has_gradient(weight);
     }
     auto& codes = forms_.at(static_cast<std::size_t>(form));
+    if (trained && capture_of(weight.device()) != 0) stepped_by_graphs_ = true;
     if (codes && (!codes->made().usable_now() || (trained && codes->made().before_capture()))) codes.reset();
-    if (codes && codes->made().before_capture()) in_graphs_.push_back(codes->get());
+    if (codes && codes->made().before_capture() && (in_graphs_.empty() || in_graphs_.back() != codes->get())) {
+      in_graphs_.push_back(codes->get());
+    }
     if (!codes) {
       const OutsideInference outside;
       auto operand = Operand::make(weight, form);
@@ -230,10 +233,10 @@ class WeightCodes {
   static bool has_gradient(const at::Tensor& weight) {
     return weight.is_leaf() && weight.grad().defined();
   }
-  /// A gradient that is there may become a step at any time, an inference tensor has no version, and
-  /// tensors that share a storage need not share theirs.
+  /// A gradient that is there may become a step at any time, an inference tensor has no version, tensors that share a
+  /// storage need not share theirs, and replays of a graph count nothing.
   bool may_change_unseen(const at::Tensor& weight) const {
-    return weight.is_inference() || has_gradient(weight) || shared_;
+    return weight.is_inference() || has_gradient(weight) || shared_ || stepped_by_graphs_;
   }
 
   const c10::weak_intrusive_ptr<c10::TensorImpl> weight_;
@@ -242,6 +245,7 @@ class WeightCodes {
   GradientWatch watch_;
   // When the codes were made:
   bool required_grad_ = false, had_gradient_ = false;
+  bool stepped_by_graphs_ = false;  ///< a graph that trains the weight may be replayed
   bool shared_ = false;  ///< others held the storage and may write to it: good for one call
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
   std::vector<std::shared_ptr<Operand>> in_graphs_;     ///< made before the capture of a graph that reads them
