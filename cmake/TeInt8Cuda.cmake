@@ -73,7 +73,9 @@ function(_te_int8_define_cuda major)
   list(REMOVE_DUPLICATES folders)
   set(TE_INT8_CUDA_LIBRARIES "${folders}" PARENT_SCOPE)
   add_library(te_int8_cuda INTERFACE)
-  target_include_directories(te_int8_cuda SYSTEM INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${headers}>)
+  # The toolkit's first: the wheels' headers of the runtime lack those that belong to the compiler.
+  target_include_directories(te_int8_cuda SYSTEM INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:${toolkit}/include> $<$<COMPILE_LANGUAGE:CXX>:${headers}>)
   target_link_libraries(te_int8_cuda INTERFACE ${libraries})
 endfunction()
 
