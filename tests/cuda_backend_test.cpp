@@ -7,6 +7,7 @@
 #include <te_int8/backends.h>
 #include <te_int8/number_format.h>
 
+#include "code_checks.h"
 #include "guard_support.h"
 #include "linear_calls.h"
 
@@ -76,15 +77,7 @@ TEST_CASE("codes and scales of the kernels for CUDA are the reference's", "[cuda
     const auto dtype = kFloats[static_cast<std::size_t>(i) % kFloats.size()];
     const auto layout = static_cast<Layout>(i++ % 3 == 0 ? 0 : i % kLayouts);
     CAPTURE(rows, columns, dtype, static_cast<int>(layout));
-    const auto x = lay_out(random_matrix(rows, columns, dtype, /*special=*/true), layout);
-    const auto by_row = ops::quantize_rows(x);
-    REQUIRE(same(by_row, reference::quantize_rows(x, "row")));
-    REQUIRE(same(ops::quantize_rows(x, "tensor"), reference::quantize_rows(x, "tensor")));
-    REQUIRE(same(ops::quantize_columns(x), reference::quantize_columns(x)));
-    const auto& [codes, scales] = by_row;
-    REQUIRE(same(ops::requantize_columns(codes, scales), reference::requantize_columns(codes, scales)));
-    const auto one = torch::full({1}, 0.37F);
-    REQUIRE(same(ops::requantize_columns(lay_out(codes, layout), one), reference::requantize_columns(lay_out(codes, layout), one)));
+    require_codes_of_reference(random_matrix(rows, columns, dtype, /*special=*/true), layout);
   }
 }
 
