@@ -166,6 +166,8 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("expected a CUDA GPU that torch can use, found none")
     torch.ops.load_library(options.library)
     torch.manual_seed(options.seed)
     random.seed(options.seed)

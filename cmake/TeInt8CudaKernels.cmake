@@ -1,13 +1,21 @@
 # Compiles the kernels that CUTLASS makes, each instance by itself as it takes half a minute:
-# kernels/gemm_sm90.cu and gemm_sm80.cu once per tile and output type. TE_INT8_CUTLASS names the folder that holds
-# include/cutlass; without it, or without an architecture that they are for, the back end "cutlass" is left out.
-file(GLOB te_int8_own_cutlass ${PROJECT_SOURCE_DIR}/.deps/cutlass/cutlass_library/source)
-set(TE_INT8_CUTLASS "${te_int8_own_cutlass}" CACHE PATH "CUTLASS 4: the folder that holds include/cutlass")
+# kernels/gemm_sm90.cu and gemm_sm80.cu once per tile and output type. Without CUTLASS, or without an architecture
+# that they are for, the back end "cutlass" is left out.
+set(TE_INT8_CUTLASS "" CACHE PATH
+  "CUTLASS 4: the folder that holds include/cutlass; by default what the set-up has fetched")
 set(TE_INT8_TILES ALL CACHE STRING "Tiles of the CUTLASS kernels: ALL, or ONE of each for a quick build")
-if(NOT TE_INT8_CUTLASS)  # an earlier configuration found none
-  set(TE_INT8_CUTLASS "${te_int8_own_cutlass}")
-endif()
 set_property(CACHE TE_INT8_TILES PROPERTY STRINGS ALL ONE)
+if(NOT TE_INT8_TILES MATCHES "^(ALL|ONE)$")
+  message(FATAL_ERROR "te_int8: expected TE_INT8_TILES to be ALL or ONE, got '${TE_INT8_TILES}'")
+endif()
+set(te_int8_cutlass ${PROJECT_SOURCE_DIR}/.deps/cutlass/cutlass_library/source)
+if(TE_INT8_CUTLASS)
+  set(te_int8_cutlass ${TE_INT8_CUTLASS})
+  if(NOT EXISTS ${te_int8_cutlass}/include/cutlass/cutlass.h)
+    message(FATAL_ERROR "te_int8: expected TE_INT8_CUTLASS to be a folder with include/cutlass/cutlass.h, got "
+      "'${TE_INT8_CUTLASS}'.\n  Remedy: name CUTLASS 4, or leave it empty; scripts/quickstart.sh fetches it.")
+  endif()
+endif()
 
 # te_int8_add_gemms(source architectures outs fields tile...): an instance for each output type and tile, which is a list
 # of the values of `fields` in one word. Where TE_INT8_TILES is ONE, of the first tile only.
@@ -26,7 +34,7 @@ function(te_int8_add_gemms source architectures outs fields)
         CUDA_ARCHITECTURES "${architectures}" POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Shared)
       target_compile_features(${target} PRIVATE cxx_std_20)
       target_include_directories(${target} SYSTEM PRIVATE
-        ${TE_INT8_CUTLASS}/include ${TE_INT8_CUTLASS}/tools/util/include)
+        ${te_int8_cutlass}/include ${te_int8_cutlass}/tools/util/include)
       # Without NDEBUG wgmma is serialised; the other one is for programmatic dependent launch (kernels/pdl.cuh).
       target_compile_definitions(${target} PRIVATE NDEBUG CUTLASS_ENABLE_GDC_FOR_SM90=1 TE_INT8_OUT=${out})
       foreach(field value IN ZIP_LISTS fields values)
@@ -40,8 +48,8 @@ endfunction()
 
 set(te_int8_old_architectures ${CMAKE_CUDA_ARCHITECTURES})
 list(FILTER te_int8_old_architectures INCLUDE REGEX "^8[0-9]")
-if(NOT EXISTS ${TE_INT8_CUTLASS}/include/cutlass/cutlass.h)
-  message(STATUS "te_int8: without the back end cutlass, as TE_INT8_CUTLASS names no CUTLASS")
+if(NOT EXISTS ${te_int8_cutlass}/include/cutlass/cutlass.h)
+  message(STATUS "te_int8: without the back end cutlass, as TE_INT8_CUTLASS is empty and the set-up has fetched none")
 else()
   target_compile_definitions(te_int8 PRIVATE TE_INT8_WITH_CUTLASS)
   set(te_int8_hopper ${CMAKE_CUDA_ARCHITECTURES})
