@@ -7,7 +7,7 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/types.h>
 
-#include <te_int8/detail/code_cache.h>
+#include <te_int8/detail/cached_codes.h>
 #include <te_int8/detail/packed_codes.h>
 
 namespace te_int8::inline v0::detail {

@@ -11,7 +11,8 @@
 #include <ATen/autocast_mode.h>
 #include <torch/types.h>
 
-#include <te_int8/detail/code_cache.h>
+#include <te_int8/detail/activation_codes.h>
+#include <te_int8/detail/weight_codes.h>
 #include <te_int8/linear_function.h>
 #include <te_int8/recipe.h>
 

@@ -1,15 +1,11 @@
-// Codes that outlive the call that made them: of weights, made once per state of the weight, and of
-// activations that feed several layers.
+// Codes of weights, which outlive the call that made them: made once per state of the weight.
 //
-// A state is told apart by storage and version; storages are pinned by weak pointers, so that an
-// address cannot come back as another storage. What LibTorch does not tell, and what is done about
-// it:
+// What LibTorch does not tell of a weight, and what is done about it:
 //   - torch::optim::SGD and `.data()` write without bumping the version: a weight's codes are also
 //     dropped once a gradient was accumulated into it, and are not kept while it has one;
 //   - tensors that share a storage need not share a version: codes of such a weight are not kept;
-//   - raw pointers write unseen: a layer that meets the same activation again quantizes it again,
-//     so only different layers share; for weights there is te_int8::refresh;
-//   - inference tensors have no version: their activations are never shared.
+//   - raw pointers write unseen: for them there is te_int8::refresh;
+//   - replays of a CUDA graph count nothing: codes of a weight that one may train are not kept.
 //
 // During the capture of a CUDA graph a weight that is trained is quantized inside the graph, so that a replay sees
 // its steps. Any other keeps the codes that it has, which then live as long as the weight: see docs/design.md.
@@ -25,102 +21,10 @@
 #include <vector>
 
 #include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
-#include <torch/types.h>
 
-#include <te_int8/detail/stream_stamp.h>
-#include <te_int8/linear_function.h>
+#include <te_int8/detail/cached_codes.h>
 
 namespace te_int8::inline v0::detail {
-
-/// What a tensor is a view of, or itself. Autograd knows, but for inference tensors.
-inline const at::TensorBase& base_of(const at::Tensor& tensor) {
-  const auto* view = torch::autograd::impl::get_view_autograd_meta(tensor);
-  return view != nullptr && view->has_bw_view() ? view->get_backward_view().base_ : tensor;
-}
-
-/// A part of a storage and the version of what it holds.
-class StorageState {
- public:
-  explicit StorageState(const at::Tensor& tensor)
-      : storage_(tensor.storage().getWeakStorageImpl()),
-        version_(version_of(tensor)),
-        dtype_(tensor.scalar_type()),
-        offset_(tensor.storage_offset()) {}
-
-  bool is_state_of(const at::Tensor& tensor) const {
-    return tensor.storage().unsafeGetStorageImpl() == storage_._unsafe_get_target() &&
-           version_of(tensor) == version_ && tensor.scalar_type() == dtype_ &&
-           tensor.storage_offset() == offset_;
-  }
-  bool expired() const { return storage_.expired(); }
-
- private:
-  static uint32_t version_of(const at::Tensor& tensor) {
-    return tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
-  }
-  c10::weak_intrusive_ptr<c10::StorageImpl> storage_;
-  uint32_t version_;
-  at::ScalarType dtype_;
-  int64_t offset_;
-};
-
-/// The same with the shape in which the storage is read.
-class LaidOutState {
- public:
-  explicit LaidOutState(const at::Tensor& tensor)
-      : storage_(tensor), sizes_(tensor.sizes().vec()), strides_(tensor.strides().vec()) {}
-
-  bool is_state_of(const at::Tensor& tensor) const {
-    return storage_.is_state_of(tensor) && tensor.sizes() == at::IntArrayRef(sizes_) &&
-           tensor.strides() == at::IntArrayRef(strides_);
-  }
-  /// The same rows in the same order, perhaps under another shape.
-  bool has_rows_of(const at::Tensor& tensor) const {
-    return storage_.is_state_of(tensor) && tensor.size(-1) == sizes_.back() &&
-           tensor.numel() == c10::multiply_integers(sizes_) && tensor.is_contiguous() &&
-           contiguous();
-  }
-  bool expired() const { return storage_.expired(); }
-
- private:
-  bool contiguous() const {
-    int64_t expected = 1;
-    for (std::size_t i = sizes_.size(); i-- > 0; expected *= sizes_[i]) {
-      if (sizes_[i] != 1 && strides_[i] != expected) return false;
-    }
-    return true;
-  }
-
-  StorageState storage_;
-  std::vector<int64_t> sizes_, strides_;
-};
-
-/// An operand that may be used on other streams than the one it was made on.
-class StampedOperand {
- public:
-  explicit StampedOperand(std::shared_ptr<Operand> operand)
-      : operand_(std::move(operand)), made_(operand_->data().device()) {}
-
-  /// The operand, safe to use on the current stream.
-  const std::shared_ptr<Operand>& get() const {
-    made_.wait({operand_->data(), operand_->scales()});
-    return operand_;
-  }
-  const StreamStamp& made() const { return made_; }
-
- private:
-  std::shared_ptr<Operand> operand_;
-  StreamStamp made_;
-};
-
-/// Codes that others will use are ordinary tensors, also where InferenceMode makes them: inference
-/// tensors cannot be saved for a backward.
-struct OutsideInference {
-  c10::InferenceMode no_inference_mode{false};
-  at::NoGradGuard no_grad;
-  PlainTensorOps plain;
-};
 
 /// Drops the codes of a weight that dies.
 TE_INT8_API void forget_codes(const c10::TensorImpl* weight) noexcept;
@@ -304,73 +208,6 @@ class WeightCodeCache {
   mutable std::recursive_mutex mutex_;
   // The entries' weak pointers keep the keys' addresses from being reused.
   std::unordered_map<const c10::TensorImpl*, std::shared_ptr<WeightCodes>> codes_;
-};
-
-/// The codes of activations that are still alive. One in a scope.
-class ActivationCodes {
- public:
-  /// The operand of x for the layer `consumer`: shared with other layers that read the same values.
-  std::shared_ptr<Operand> get(const at::Tensor& x, OperandForm form, const void* consumer) {
-    if (!shareable(x)) return Operand::make(x, form);
-    const OutsideInference outside;
-    {
-      const std::lock_guard lock(mutex_);
-      for (auto& entry : entries_) {
-        if (!entry.holds(x, form)) continue;
-        if (std::ranges::find(entry.consumers, consumer) != entry.consumers.end()) break;
-        entry.consumers.push_back(consumer);
-        return entry.shaped_like(x);
-      }
-    }
-    const auto operand = Operand::make(x, form);
-    const std::lock_guard lock(mutex_);
-    std::erase_if(entries_, [&](const Entry& entry) {
-      return entry.state.expired() || entry.holds(x, form);
-    });
-    if (entries_.size() == kCapacity) entries_.erase(entries_.begin());
-    entries_.push_back(
-        {LaidOutState(x), WeakTensor(base_of(x).getIntrusivePtr()), form, StampedOperand(operand), {consumer}});
-    return operand;
-  }
-
-  void clear() {
-    const std::lock_guard lock(mutex_);
-    entries_.clear();
-  }
-
- private:
-  static constexpr std::size_t kCapacity = 16;
-
-  using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
-
-  struct Entry {
-    LaidOutState state;
-    WeakTensor base;  ///< whose views count their versions together; other tensors may start anew
-    OperandForm form;
-    StampedOperand operand;
-    std::vector<const void*> consumers;
-
-    bool holds(const at::Tensor& x, OperandForm wanted) const {
-      return form == wanted && base._unsafe_get_target() == base_of(x).unsafeGetTensorImpl() &&
-             operand.made().usable_now() && !operand.made().before_capture() &&
-             (state.is_state_of(x) || (form != OperandForm::ColumnCodes && state.has_rows_of(x)));
-    }
-    std::shared_ptr<Operand> shaped_like(const at::Tensor& x) const {
-      const auto& made = operand.get();
-      if (form == OperandForm::ColumnCodes || made->data().sizes() == x.sizes()) return made;
-      const auto scales = form == OperandForm::TensorCodes
-                              ? made->scales()
-                              : made->scales().view(x.sizes().slice(0, x.dim() - 1));
-      return std::make_shared<Operand>(made->data().view(x.sizes()), scales, form);
-    }
-  };
-
-  static bool shareable(const at::Tensor& x) {
-    return !x.is_inference() && !x.is_neg() && x.has_storage() && x.numel() > 0;
-  }
-
-  std::mutex mutex_;
-  std::vector<Entry> entries_;
 };
 
 }  // namespace te_int8::inline v0::detail
