@@ -14,7 +14,7 @@ using te_int8::AutocastGuard, te_int8::Mode;
 
 constexpr int kCalls = 200;  ///< in a row; fewer than the driver queues up
 
-/// `forward` on a 16 x 256 input, whose kernels are shorter than any launch.
+/// `forward` on an input of few rows of 256, whose kernels are shorter than any launch.
 template <typename Forward>
 void time_enqueueing(benchmark::State& state, const Forward& forward) {
   const c10::impl::VirtualGuardImpl gpu(c10::DeviceType::CUDA);
@@ -32,7 +32,7 @@ void time_enqueueing(benchmark::State& state, const Forward& forward) {
   wait();
 }
 
-/// range(0): 1 in a scope of Mode::Inference, else in full precision. range(1): dimensions of x.
+/// range(0): 1 in a scope of Mode::Inference, else in full precision. range(1): dimensions of x. range(2): its rows.
 void CudaLinearOnHost(benchmark::State& state) {
   if (!torch::cuda::is_available()) {
     state.SkipWithError("needs a GPU");
@@ -42,11 +42,12 @@ void CudaLinearOnHost(benchmark::State& state) {
   const auto options = torch::TensorOptions(torch::kCUDA).dtype(torch::kBFloat16);
   torch::nn::Linear layer(256, 256);
   layer->to(torch::kCUDA, torch::kBFloat16);
-  const auto x = state.range(1) == 2 ? torch::randn({16, 256}, options) : torch::randn({4, 4, 256}, options);
+  const std::vector<int64_t> sizes = state.range(1) == 2 ? std::vector<int64_t>{-1, 256} : std::vector<int64_t>{1, -1, 256};
+  const auto x = torch::randn({state.range(2), 256}, options).view(sizes);
   std::optional<AutocastGuard> guard;
   if (state.range(0) == 1) guard.emplace(layer, Mode::Inference);
   time_enqueueing(state, [&] { benchmark::DoNotOptimize(layer->forward(x)); });
 }
-BENCHMARK(CudaLinearOnHost)->ArgsProduct({{0, 1}, {2, 3}})->UseManualTime()->Iterations(20);
+BENCHMARK(CudaLinearOnHost)->ArgsProduct({{0, 1}, {2, 3}, {1, 16}})->UseManualTime()->Iterations(20);
 
 }  // namespace

@@ -12,14 +12,18 @@ __device__ inline float a_scale_at(const Epilogue& epilogue, int64_t row) {
 __device__ inline float b_scale_at(const Epilogue& epilogue, int64_t column) {
   return epilogue.b_scales == nullptr ? 1.0F : epilogue.b_scales[column * epilogue.b_step];
 }
-__device__ inline float bias_at(const Epilogue& epilogue, int64_t column) {
-  if (epilogue.bias == nullptr) return -0.0F;  // leaves the sign of a zero alone
-  switch (epilogue.bias_type) {
-    case Type::Half: return to_float(static_cast<const __half*>(epilogue.bias)[column]);
-    case Type::BFloat16: return to_float(static_cast<const __nv_bfloat16*>(epilogue.bias)[column]);
+constexpr float kNoBias = -0.0F;  ///< leaves the sign of a zero alone
+
+__device__ inline float bias_value(const void* values, Type type, int64_t i) {
+  switch (type) {
+    case Type::Half: return to_float(static_cast<const __half*>(values)[i]);
+    case Type::BFloat16: return to_float(static_cast<const __nv_bfloat16*>(values)[i]);
     case Type::Float: break;
   }
-  return static_cast<const float*>(epilogue.bias)[column];
+  return static_cast<const float*>(values)[i];
+}
+__device__ inline float bias_at(const Epilogue& epilogue, int64_t column) {
+  return epilogue.bias == nullptr ? kNoBias : bias_value(epilogue.bias, epilogue.bias_type, column);
 }
 
 __device__ inline float epilogue_formula(int32_t sum, float a_scale, float b_scale, float bias) {
@@ -28,6 +32,15 @@ __device__ inline float epilogue_formula(int32_t sum, float a_scale, float b_sca
 
 __device__ inline float epilogue_of(const Epilogue& epilogue, int32_t sum, int64_t row, int64_t column) {
   return epilogue_formula(sum, a_scale_at(epilogue, row), b_scale_at(epilogue, column), bias_at(epilogue, column));
+}
+
+/// Stores at element `at` of `out`, rounded to its type.
+__device__ inline void store_result(Type type, void* out, int64_t at, float value) {
+  switch (type) {
+    case Type::Half: static_cast<__half*>(out)[at] = __float2half_rn(value); break;
+    case Type::BFloat16: static_cast<__nv_bfloat16*>(out)[at] = __float2bfloat16_rn(value); break;
+    case Type::Float: static_cast<float*>(out)[at] = value; break;
+  }
 }
 
 }  // namespace te_int8::kernels

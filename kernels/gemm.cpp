@@ -3,6 +3,7 @@
 #include <climits>
 
 #include "gemm_registry.h"
+#include "launch.h"
 
 namespace te_int8::kernels {
 
@@ -15,10 +16,9 @@ std::span<const Gemm> gemms() { return gemm_registry(); }
 
 bool fits_gemms(const Product& product) {
   const int64_t element = product.type == Type::Float ? 4 : 2;
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   return product.m > 0 && product.n > 0 && product.k > 0 && product.k % 16 == 0 && product.n * element % 16 == 0 &&
-         product.m <= INT_MAX && product.n <= INT_MAX && product.k <= INT_MAX && aligned(product.a) &&
-         aligned(product.b) && aligned(product.out);
+         product.m <= INT_MAX && product.n <= INT_MAX && product.k <= INT_MAX && is_aligned(product.a) &&
+         is_aligned(product.b) && is_aligned(product.out);
 }
 
 }  // namespace te_int8::kernels

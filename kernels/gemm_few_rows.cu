@@ -1,63 +1,30 @@
 // Products of few rows (decoding): all time goes into reading the weights b once, so that each block of threads reads
 // whole rows of them, and every warp as much at once as registers hold.
-//
-// mma.m16n8k32 (sm_80 and later) multiplies 16 rows of weights by 8 rows of a. A sum does not mind in which order its
-// terms come, so a thread reads 16 consecutive codes, where the instruction's layout has four groups of four from
-// different places, and both operands are permuted alike.
 #include <algorithm>
 #include <type_traits>
 
 #include "epilogue.cuh"
 #include "gemm_registry.h"
 #include "launch.h"
+#include "mma.cuh"
 #include "pdl.cuh"
 
 namespace te_int8::kernels {
 namespace {
 
-constexpr int kStep = 64;  ///< codes of K that a warp multiplies at once
-
-/// 16 codes, zeros where not `inside`. Volatile, so that a thread's loads stay together and before their use.
-__device__ uint4 load_codes(const int8_t* codes, bool inside) {
-  uint4 words;
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
-      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
-      "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-      : "=&r"(words.x), "=&r"(words.y), "=&r"(words.z), "=&r"(words.w)
-      : "l"(codes), "r"(static_cast<int>(inside)));
-  return words;
-}
-
-__device__ void multiply_add(int (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-#if __CUDA_ARCH__ >= 800  // older GPUs are offered none of these kernels
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#endif
-}
-
-__device__ void store(Type type, void* out, int64_t at, float value) {
-  switch (type) {
-    case Type::Half: static_cast<__half*>(out)[at] = __float2half_rn(value); break;
-    case Type::BFloat16: static_cast<__nv_bfloat16*>(out)[at] = __float2bfloat16_rn(value); break;
-    case Type::Float: static_cast<float*>(out)[at] = value; break;
-  }
-}
-
 /// 16 * kTiles weights by 8 * kGroups rows of a; the warps of a block share K and add up in shared memory.
 template <int kTiles, int kGroups, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps) few_rows(const Product product) {
+__global__ void __launch_bounds__(32 * kWarps, 1) few_rows(const Product product) {
   constexpr int kColumns = 16 * kTiles, kRows = 8 * kGroups;
   constexpr int kUnroll = kTiles * kGroups <= 2 ? 4 : 2;
   __shared__ int sums[kRows][kColumns];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int row = lane / 4, offset = lane % 4 * 16;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kColumns, top = static_cast<int64_t>(blockIdx.y) * kRows;
-  const int64_t depth = product.k, stride = static_cast<int64_t>(kStep) * kWarps;
+  const int64_t depth = product.k, stride = static_cast<int64_t>(kMmaDepth) * kWarps;
 
   // While what makes a may still be running, the weights come into the L2 cache.
-  for (int64_t k = warp * kStep + offset; k < min(depth, 4 * stride); k += stride) {
+  for (int64_t k = warp * kMmaDepth + offset; k < min(depth, 4 * stride); k += stride) {
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
       if (first + row + 8 * i < product.n) prefetch_into_l2(product.b + (first + row + 8 * i) * depth + k);
@@ -70,7 +37,7 @@ __global__ void __launch_bounds__(32 * kWarps) few_rows(const Product product) {
   int partial[kTiles][kGroups][4] = {};
   const int8_t *weights = product.b + (first + row) * depth, *tokens = product.a + (top + row) * depth;
   const int64_t eight_rows = 8 * depth;
-  for (int64_t begin = warp * kStep; begin < depth; begin += stride * kUnroll) {  // alike in all threads of a warp
+  for (int64_t begin = warp * kMmaDepth; begin < depth; begin += stride * kUnroll) {  // alike in all threads of a warp
     uint4 b[kUnroll][2 * kTiles], a[kUnroll][kGroups];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -92,12 +59,8 @@ __global__ void __launch_bounds__(32 * kWarps) few_rows(const Product product) {
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
-        const uint4 upper = b[u][2 * t], lower = b[u][2 * t + 1];
 #pragma unroll
-        for (int g = 0; g < kGroups; ++g) {
-          multiply_add(partial[t][g], upper.x, lower.x, upper.y, lower.y, a[u][g].x, a[u][g].y);
-          multiply_add(partial[t][g], upper.z, lower.z, upper.w, lower.w, a[u][g].z, a[u][g].w);
-        }
+        for (int g = 0; g < kGroups; ++g) multiply_add(partial[t][g], b[u][2 * t], b[u][2 * t + 1], a[u][g]);
       }
     }
   }
@@ -116,7 +79,7 @@ __global__ void __launch_bounds__(32 * kWarps) few_rows(const Product product) {
     const int64_t token = top + i / kColumns, column = first + i % kColumns;
     if (token >= product.m || column >= product.n) continue;
     const float value = epilogue_of(product.epilogue, sums[i / kColumns][i % kColumns], token, column);
-    store(product.type, product.out, token * product.n + column, value);
+    store_result(product.type, product.out, token * product.n + column, value);
   }
 }
 
@@ -124,7 +87,7 @@ template <int kTiles, int kGroups, int kWarps>
 cudaError_t launch(const Product& product, const Gemm&, int, cudaStream_t stream) {
   const dim3 grid(
       static_cast<unsigned>(ceil_div(product.n, 16 * kTiles)), static_cast<unsigned>(ceil_div(product.m, 8 * kGroups)));
-  return launch_after_producer<few_rows<kTiles, kGroups, kWarps>>(grid, 32 * kWarps, stream, product);
+  return launch_after_producer<few_rows<kTiles, kGroups, kWarps>>({grid, 32 * kWarps, 0, stream}, product);
 }
 
 template <int kTiles, int kGroups, int kWarps>

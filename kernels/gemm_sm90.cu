@@ -6,7 +6,6 @@
 //   TE_INT8_CLUSTER_M, _N    blocks that share what they load
 //   TE_INT8_COOPERATIVE      two warpgroups on one tile, else on two in turn (pingpong)
 //   TE_INT8_SWAPPED          the transposed product b a^T, for few rows of a: wgmma wants at least 64 on its left side
-#include <atomic>
 #include <utility>
 
 #include <cute/tensor.hpp>
@@ -17,8 +16,10 @@
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 #include <cutlass/util/packed_stride.hpp>
 
+#include "epilogue.cuh"
 #include "gemm_registry.h"
 #include "gemm_types.cuh"
+#include "per_device.h"
 
 namespace te_int8::kernels {
 namespace {
@@ -31,15 +32,6 @@ using Out = outputs::TE_INT8_OUT;
 using Tile = Shape<Int<TE_INT8_TILE_M>, Int<TE_INT8_TILE_N>, Int<TE_INT8_TILE_K>>;
 using Cluster = Shape<Int<TE_INT8_CLUSTER_M>, Int<TE_INT8_CLUSTER_N>, _1>;
 constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
-
-CUTLASS_DEVICE float bias_value(const void* values, Type type, int64_t i) {
-  switch (type) {
-    case Type::Half: return static_cast<float>(static_cast<const cutlass::half_t*>(values)[i]);
-    case Type::BFloat16: return static_cast<float>(static_cast<const cutlass::bfloat16_t*>(values)[i]);
-    case Type::Float: break;
-  }
-  return static_cast<const float*>(values)[i];
-}
 
 // Names are of the product a b^T: columns are b's. Swapped, they are the rows of CUTLASS's tile.
 #if TE_INT8_SWAPPED
@@ -77,8 +69,8 @@ class Bias : public ByColumn<OneColumn> {
 
   template <typename Problem>
   static constexpr Params to_underlying_arguments(const Problem&, const Arguments& arguments, void*) {
-    // Elements of the base are addressed, not read. -0 leaves the sign of a zero alone.
-    return {{static_cast<const float*>(arguments.values), -0.0F, {}}, arguments.type};
+    // Elements of the base are addressed, not read.
+    return {{static_cast<const float*>(arguments.values), kNoBias, {}}, arguments.type};
   }
   template <typename Problem>
   static bool can_implement(const Problem&, const Arguments&) { return true; }
@@ -169,24 +161,12 @@ using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
     cutlass::layout::ColumnMajor, 16, int32_t, Tile, Cluster,
     cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename EpilogueOf::SharedStorage))>,
     Schedule>::CollectiveOp;
+static_assert(!TE_INT8_SWAPPED || size(Cluster{}) == 1, "a bias goes to registers, and is not shared by a cluster");
 using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, EpilogueOf>;
 using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-/// Whether the current device was told how much shared memory the kernel takes, and tells it.
-cudaError_t prepare() {
-  static std::atomic<uint64_t> prepared{0};  // a bit a device
-  int device = 0;
-  if (const auto error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if ((prepared.load() & bit) != 0) return cudaSuccess;
-  const auto error = cudaFuncSetAttribute(
-      cutlass::device_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SharedStorageSize);
-  if (error == cudaSuccess) prepared |= bit;
-  return error;
-}
-
 cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_t stream) {
-  if (const auto error = prepare(); error != cudaSuccess) return error;
+  if (!allow_shared_memory<cutlass::device_kernel<Kernel>>(Kernel::SharedStorageSize)) return cudaErrorInvalidConfiguration;
   auto m = static_cast<int>(product.m), n = static_cast<int>(product.n);
   const auto k = static_cast<int>(product.k);
   const int8_t *left = product.a, *right = product.b;

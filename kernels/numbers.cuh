@@ -61,11 +61,14 @@ __device__ inline float value_of<__half>(const uint4& words, int i) {
   const uint32_t word = word_of(words, i / 2);
   return __half2float(__ushort_as_half(static_cast<uint16_t>(i % 2 == 0 ? word : word >> 16)));
 }
-/// A code, by bytes of 2^23 + (code + 128): int8 has no fast conversion.
-template <>
-__device__ inline float value_of<int8_t>(const uint4& words, int i) {
+
+constexpr uint32_t kCodeExponent = 0x4b000000U;  ///< of 2^23
+
+/// The i-th of 16 codes, by bytes of 2^23 + (code + 128): int8 has no fast conversion. `exponent` is kCodeExponent as a
+/// kernel's argument: the instruction that picks bytes has room for one constant, and which bytes it picks is one.
+__device__ inline float value_of_code(const uint4& words, int i, uint32_t exponent) {
   const uint32_t biased = word_of(words, i / 4) ^ 0x80808080U;
-  return __fadd_rn(__uint_as_float(__byte_perm(biased, 0x4b000000U, 0x7540 + i % 4)), -8388736.0F);
+  return __fadd_rn(__uint_as_float(__byte_perm(biased, exponent, 0x7540 + i % 4)), -8388736.0F);
 }
 
 template <typename T>
@@ -76,11 +79,15 @@ template <>
 __device__ inline float to_float(__half x) { return __half2float(x); }
 
 __device__ inline uint32_t warp_max(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(0xffffffffU, value);
+#else
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
     value = max(value, __shfl_xor_sync(0xffffffffU, value, offset));
   }
   return value;
+#endif
 }
 
 }  // namespace te_int8::kernels

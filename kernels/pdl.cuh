@@ -2,10 +2,9 @@
 // reads what that one writes. On GPUs before Hopper nothing of it happens.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
-
 #include <cuda_runtime.h>
+
+#include "per_device.h"
 
 namespace te_int8::kernels {
 
@@ -29,32 +28,34 @@ __device__ inline void prefetch_into_l2(const void* address) {
 }
 
 /// Whether the image of a kernel for the current device has these instructions: one for an older GPU has not, on
-/// whichever GPU it runs. Asked once per kernel and device.
+/// whichever GPU it runs.
 template <auto kKernel>
 bool can_wait() {
-  constexpr int kDevices = 64;
-  static std::atomic<signed char> known[kDevices];  // 0: not asked yet, 1: yes, -1: no
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
-  if (known[device] == 0) {
+  static PerDevice can;
+  return can([] {
     cudaFuncAttributes attributes{};
-    const bool can = cudaFuncGetAttributes(&attributes, kKernel) == cudaSuccess && attributes.ptxVersion >= 90;
-    known[device] = can ? 1 : -1;
-  }
-  return known[device] > 0;
+    return cudaFuncGetAttributes(&attributes, kKernel) == cudaSuccess && attributes.ptxVersion >= 90;
+  });
 }
+
+struct Launch {
+  dim3 grid, block;
+  std::size_t shared_bytes;
+  cudaStream_t stream;
+};
 
 /// Launches a kernel that calls wait_for_producer before it reads what the kernel before it may write, and before it
 /// writes what that one may read.
 template <auto kKernel, typename... Arguments>
-cudaError_t launch_after_producer(dim3 grid, dim3 block, cudaStream_t stream, const Arguments&... arguments) {
+cudaError_t launch_after_producer(const Launch& launch, const Arguments&... arguments) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = stream;
+  config.gridDim = launch.grid;
+  config.blockDim = launch.block;
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = launch.stream;
   config.attrs = &early;
   config.numAttrs = can_wait<kKernel>() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kKernel, arguments...);

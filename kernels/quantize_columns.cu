@@ -7,6 +7,7 @@
 #include "numbers.cuh"
 #include "pdl.cuh"
 #include "quantize.h"
+#include "rows_and_maxima.h"
 
 namespace te_int8::kernels {
 namespace {
@@ -34,8 +35,9 @@ template <typename T>
 struct Source {
   const T* values;
   int64_t rows, columns;
-  const float* row_scales;
-  int64_t scale_step;
+  const float* row_scales = nullptr;
+  int64_t scale_step = 0;
+  uint32_t code_exponent = kCodeExponent;
 
   /// 16 bytes from (row, column) on; zeros outside.
   template <bool kAligned, bool kLastUse>
@@ -59,11 +61,6 @@ struct Source {
     if constexpr (std::is_same_v<T, int8_t>) return row < rows ? row_scales[row * scale_step] : 0.0F;
     return 1.0F;
   }
-  static __device__ float value(const uint4& words, int i, float scale) {
-    const float stored = value_of<T>(words, i);
-    if constexpr (std::is_same_v<T, int8_t>) return __fmul_rn(stored, scale);
-    return stored;
-  }
 };
 
 /// The four rows of 16 bytes of a tile that a thread takes: a warp reads 16 rows of 128 bytes.
@@ -71,19 +68,27 @@ template <typename T>
 struct Quad {
   uint4 words[4];
   float scales[4];
+  uint32_t exponent;
 
   static __device__ int column() { return static_cast<int>(threadIdx.x % 8) * kValues<T>; }
   static __device__ int index() { return static_cast<int>(threadIdx.x / 8); }
 
   template <bool kAligned, bool kLastUse>
   __device__ void load(const Source<T>& x, int64_t top, int64_t left) {
+    exponent = x.code_exponent;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
       scales[i] = x.scale_of(top + 4 * index() + i);
     }
   }
-  __device__ float value(int row, int column) const { return Source<T>::value(words[row], column, scales[row]); }
+  __device__ float value(int row, int column) const {
+    if constexpr (std::is_same_v<T, int8_t>) {
+      return __fmul_rn(value_of_code(words[row], column, exponent), scales[row]);
+    } else {
+      return value_of<T>(words[row], column);
+    }
+  }
 };
 
 /// Maxima of magnitudes as bits, of as many columns in a word as there is room for.
@@ -91,6 +96,8 @@ template <typename T>
 struct Maxima {
   static constexpr int kWords = 4, kColumns = static_cast<int>(4 / sizeof(T));
   static constexpr uint32_t kMagnitude = sizeof(T) == 4 ? 0x7fffffffU : 0x7fff7fffU;
+  /// What all columns of a warp's rows have at least.
+  static __device__ uint32_t least(const Quad<T>&) { return 0; }
   static __device__ uint32_t of(const Quad<T>& quad, int row, int word) {
     return word_of(quad.words[row], word) & kMagnitude;
   }
@@ -100,11 +107,24 @@ struct Maxima {
     return magnitude(value_of<T>(make_uint4(word, 0, 0, 0), i));
   }
 };
+/// Of codes the products by their row's scale, whose sign the maximum of floats ignores for nothing. It ignores NaN too:
+/// rows with such a scale have infinities instead, which mean the same to a column.
 template <>
 struct Maxima<int8_t> {
   static constexpr int kWords = 16, kColumns = 1;
-  static __device__ uint32_t of(const Quad<int8_t>& quad, int row, int word) { return magnitude(quad.value(row, word)); }
-  static __device__ uint32_t larger(uint32_t a, uint32_t b) { return max(a, b); }
+  static constexpr uint32_t kInfinity = 0x7f800000U;
+  static __device__ uint32_t least(const Quad<int8_t>& quad) {
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) finite = finite && magnitude(quad.scales[i]) < kInfinity;
+    return __all_sync(0xffffffffU, finite) ? 0 : kInfinity;
+  }
+  static __device__ uint32_t of(const Quad<int8_t>& quad, int row, int word) {
+    return __float_as_uint(quad.value(row, word));
+  }
+  static __device__ uint32_t larger(uint32_t a, uint32_t b) {
+    return __float_as_uint(fmaxf(fabsf(__uint_as_float(a)), fabsf(__uint_as_float(b))));
+  }
   static __device__ uint32_t bits(uint32_t word, int) { return word; }
 };
 
@@ -113,13 +133,28 @@ __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T
   using M = Maxima<T>;
   __shared__ uint32_t of_warp[kThreads / 32][8 * M::kWords];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const uint32_t least = M::least(quad);
+  uint32_t most[M::kWords];
 #pragma unroll
   for (int j = 0; j < M::kWords; ++j) {
-    uint32_t most = M::larger(
+    most[j] = M::larger(
         M::larger(M::of(quad, 0, j), M::of(quad, 1, j)), M::larger(M::of(quad, 2, j), M::of(quad, 3, j)));
-    most = M::larger(most, __shfl_xor_sync(0xffffffffU, most, 8));
-    most = M::larger(most, __shfl_xor_sync(0xffffffffU, most, 16));
-    if (lane < 8) of_warp[warp][j * 8 + lane] = most;
+    asm volatile("" : "+r"(most[j]));  // else it is computed twice, in either branch of what comes next
+  }
+  // The four lanes with the same columns share them out: a half each by pairs 16 lanes apart, a quarter by those 8 apart.
+  constexpr int kHalf = M::kWords / 2, kQuarter = M::kWords / 4;
+  const bool second_half = (lane & 16) != 0, second_quarter = (lane & 8) != 0;
+#pragma unroll
+  for (int j = 0; j < kHalf; ++j) {
+    const uint32_t given = second_half ? most[j] : most[j + kHalf], kept = second_half ? most[j + kHalf] : most[j];
+    most[j] = M::larger(kept, __shfl_xor_sync(0xffffffffU, given, 16));
+  }
+  uint32_t* to = of_warp[warp] + ((second_half ? kHalf : 0) + (second_quarter ? kQuarter : 0)) * 8 + lane % 8;
+#pragma unroll
+  for (int j = 0; j < kQuarter; ++j) {
+    const uint32_t given = second_quarter ? most[j] : most[j + kQuarter];
+    const uint32_t kept = second_quarter ? most[j + kQuarter] : most[j];
+    to[8 * j] = M::larger(M::larger(kept, __shfl_xor_sync(0xffffffffU, given, 8)), least);
   }
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
@@ -141,12 +176,12 @@ __device__ void codes_of_tile(
     const Quad<T>& quad, int64_t top, int64_t left, const Source<T>& x, const uint32_t* amax, int8_t* codes_t,
     float* scales_t) {
   __shared__ uint32_t tile[kTileColumns<T>][kTileRows / 4 + 1];
-  __shared__ float inverses[kTileColumns<T>];
+  __shared__ float inverses[kValues<T>][8];  // as threads read them: 8 neighbours, of every kValues-th column
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   if (const int i = static_cast<int>(threadIdx.x); i < kTileColumns<T>) {
     const bool inside = left + i < x.columns;
     const Step step = step_of(inside ? __ldcg(amax + left + i) : 0);
-    inverses[i] = step.inverse;
+    inverses[i % kValues<T>][i / kValues<T>] = step.inverse;
     if (inside && top == 0) scales_t[left + i] = step.scale;
   }
   __syncthreads();
@@ -155,31 +190,29 @@ __device__ void codes_of_tile(
 #pragma unroll
   for (int j = 0; j < kValues<T>; ++j) {
     const int column = Quad<T>::column() + j;
-    const float inverse = inverses[column];
+    const float inverse = inverses[j][threadIdx.x % 8];
     const auto code = [&](int i) { return code_of(quad.value(i, j), inverse); };
     tile[column][place(column, Quad<T>::index())] = pack(code(0), code(1), code(2), code(3), inverse);
   }
   __syncthreads();
   const int64_t row = top + 4 * lane;
   if (row >= x.rows) return;
-  const bool whole_words = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
-  const int columns = static_cast<int>(min(x.columns - left, static_cast<int64_t>(kTileColumns<T>)));
+  constexpr int kWarps = kThreads / 32;
   int8_t* to = codes_t + (left + warp) * x.rows + row;
-  const int64_t stride = kThreads / 32 * x.rows;
+  const int64_t stride = kWarps * x.rows;
+  const bool whole_words = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
+  if (whole_words && left + kTileColumns<T> <= x.columns) {
 #pragma unroll
-  for (int i = 0; i < kTileColumns<T> / (kThreads / 32); ++i) {
-    const int column = warp + i * (kThreads / 32);
-    if (column >= columns) return;
-    const uint32_t packed = tile[column][place(column, lane)];
-    if (whole_words) {
-      __stcs(reinterpret_cast<unsigned*>(to), packed);
-    } else {
-#pragma unroll
-      for (int byte = 0; byte < 4; ++byte) {
-        if (row + byte < x.rows) to[byte] = static_cast<int8_t>(packed >> 8 * byte);
-      }
+    for (int column = 0; column < kTileColumns<T>; column += kWarps, to += stride) {
+      __stcs(reinterpret_cast<unsigned*>(to), tile[column + warp][place(column, lane)]);  // warp does not change the place
     }
-    to += stride;
+    return;
+  }
+  const int columns = static_cast<int>(min(x.columns - left, static_cast<int64_t>(kTileColumns<T>)));
+#pragma unroll 1
+  for (int column = warp; column < columns; column += kWarps, to += stride) {
+    const uint32_t packed = tile[column][place(column, lane)];
+    for (int byte = 0; byte < 4 && row + byte < x.rows; ++byte) to[byte] = static_cast<int8_t>(packed >> 8 * byte);
   }
 }
 
@@ -214,6 +247,18 @@ __global__ void __launch_bounds__(kThreads) quantize_by_tiles(
   }
 }
 
+/// The codes of a matrix whose maxima are known. The last tile first: what was read last is still in the L2 cache.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) codes_by_tiles(
+    const Source<T> x, unsigned strips, const uint32_t* __restrict__ amax, int8_t* __restrict__ codes_t,
+    float* __restrict__ scales_t) {
+  const unsigned number = gridDim.x - 1 - blockIdx.x, tile = number / strips, strip = number - tile * strips;
+  const int64_t top = static_cast<int64_t>(tile) * kTileRows, left = static_cast<int64_t>(strip) * kTileColumns<T>;
+  Quad<T> quad;
+  quad.template load<true, true>(x, top, left);
+  codes_of_tile(quad, top, left, x, amax, codes_t, scales_t);
+}
+
 template <typename T, bool kAligned>
 cudaError_t launch_groups(
     const Source<T>& x, uint32_t* amax, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
@@ -230,7 +275,7 @@ cudaError_t launch_groups(
           <<<blocks, kThreads, 0, stream>>>(x, tiles, maxima, codes, amax, codes_t, scales_t);
       if (const auto error = cudaGetLastError(); error != cudaSuccess) return error;
     } else if (const auto error = launch_after_producer<quantize_by_tiles<T, kAligned>>(
-                   blocks, kThreads, stream, x, tiles, maxima, codes, amax, codes_t, scales_t);
+                   {blocks, kThreads, 0, stream}, x, tiles, maxima, codes, amax, codes_t, scales_t);
                error != cudaSuccess) {
       return error;
     }
@@ -260,7 +305,29 @@ cudaError_t quantize_columns(
     cudaStream_t stream) {
   return with_type(type, [&](auto t) {
     using T = decltype(t);
-    return launch(Source<T>{static_cast<const T*>(x), rows, columns, nullptr, 0}, workspace, codes_t, scales_t, stream);
+    return launch(Source<T>{static_cast<const T*>(x), rows, columns}, workspace, codes_t, scales_t, stream);
+  });
+}
+
+cudaError_t quantize_rows_and_columns(
+    Type type, const void* x, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
+    int8_t* codes_t, float* scales_t, cudaStream_t stream) {
+  if (!fits_rows_and_maxima(type, x, rows, columns, codes)) {
+    const auto error = quantize_rows(type, x, rows, columns, codes, scales, stream);
+    return error != cudaSuccess ? error : quantize_columns(type, x, rows, columns, workspace, codes_t, scales_t, stream);
+  }
+  auto* amax = static_cast<uint32_t*>(workspace);
+  const auto cleared = cudaMemsetAsync(amax, 0, quantize_columns_workspace(columns), stream);
+  if (cleared != cudaSuccess) return cleared;
+  const auto error = quantize_rows_finding_maxima(type, x, rows, columns, sms, codes, scales, amax, stream);
+  if (error != cudaSuccess) return error;
+  return with_type(type, [&](auto t) {
+    using T = decltype(t);
+    const auto tiles = static_cast<unsigned>(ceil_div(rows, kTileRows));
+    const auto strips = static_cast<unsigned>(ceil_div(columns, kTileColumns<T>));
+    codes_by_tiles<T><<<tiles * strips, kThreads, 0, stream>>>(
+        Source<T>{static_cast<const T*>(x), rows, columns}, strips, amax, codes_t, scales_t);
+    return cudaGetLastError();
   });
 }
 

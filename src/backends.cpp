@@ -10,7 +10,7 @@
 #include <c10/util/Exception.h>
 
 #ifdef TE_INT8_WITH_CUDA
-#include "cuda/choose.h"
+#include "cuda/device.h"
 #endif
 
 namespace te_int8::inline v0 {

@@ -89,13 +89,14 @@ class DeferredTensorImpl final : public c10::TensorImpl {
 
   /// On the stream where the product was asked for: what its caller enqueues there next may read it.
   void compute_values(const at::Tensor& bias) {
-    std::optional<StreamStamp> computed;
+    std::optional<StreamPoint> computed;
     {
-      const c10::OptionalStreamGuard there(stream_);
+      const bool elsewhere = stream_ && c10::impl::VirtualGuardImpl(device().type()).getStream(device()) != *stream_;
+      const c10::OptionalStreamGuard there(elsewhere ? stream_ : std::nullopt);
       TensorImpl::shallow_copy_from(compute_(bias).getIntrusivePtr());
-      computed.emplace(device());
+      if (elsewhere) computed.emplace(device());
     }
-    computed->wait({});
+    if (computed) computed->wait({});
   }
 
   std::mutex mutex_;

@@ -14,6 +14,7 @@ namespace {
 
 using at::Tensor;
 using Codes = std::tuple<Tensor, Tensor>;
+using CodesOfBoth = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalType = std::optional<at::ScalarType>;
 
@@ -65,6 +66,13 @@ Tensor linear_prequantized(
   return detail::call_linear(x, Tensor(), or_undefined(bias), std::move(call));
 }
 
+/// For devices that gain nothing by making both at once.
+CodesOfBoth quantize_rows_and_columns(const Tensor& x) {
+  detail::check_float("quantize_rows_and_columns", "x", x);
+  detail::check_dim("quantize_rows_and_columns", "x", x, 2);
+  return std::tuple_cat(ops::quantize_rows(x), ops::quantize_columns(x));
+}
+
 // ---- Operations without a gradient ----
 
 template <typename... Tensors>
@@ -92,6 +100,12 @@ Codes quantize_columns_autograd(const Tensor& x) {
   forbid_gradient("quantize_columns", x);
   const at::AutoDispatchBelowADInplaceOrView below;
   return ops::quantize_columns(x);
+}
+
+CodesOfBoth quantize_rows_and_columns_autograd(const Tensor& x) {
+  forbid_gradient("quantize_rows_and_columns", x);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return ops::quantize_rows_and_columns(x);
 }
 
 Codes requantize_columns_autograd(const Tensor& codes, const Tensor& scales) {
@@ -144,6 +158,9 @@ c10::OperatorHandle ops::detail::find(const char* name) {
 TORCH_LIBRARY(te_int8, m) {
   m.def("quantize_rows(Tensor x, *, str granularity=\"row\") -> (Tensor codes, Tensor scales)");
   m.def("quantize_columns(Tensor x) -> (Tensor codes_t, Tensor scales)");
+  m.def(
+      "quantize_rows_and_columns(Tensor x) -> (Tensor codes, Tensor scales, Tensor codes_t, Tensor "
+      "scales_t)");
   m.def("requantize_columns(Tensor codes, Tensor scales) -> (Tensor codes_t, Tensor scales_t)");
   m.def(
       "scaled_mm(Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None, Tensor? "
@@ -161,6 +178,7 @@ TORCH_LIBRARY(te_int8, m) {
 TORCH_LIBRARY_IMPL(te_int8, CompositeExplicitAutograd, m) {
   m.impl("quantize_rows", TORCH_FN(reference::quantize_rows));
   m.impl("quantize_columns", TORCH_FN(reference::quantize_columns));
+  m.impl("quantize_rows_and_columns", TORCH_FN(quantize_rows_and_columns));
   m.impl("requantize_columns", TORCH_FN(reference::requantize_columns));
   m.impl("scaled_mm", TORCH_FN(reference::scaled_mm));
   m.impl("linear", TORCH_FN(linear));
@@ -170,6 +188,7 @@ TORCH_LIBRARY_IMPL(te_int8, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(te_int8, Autograd, m) {
   m.impl("quantize_rows", TORCH_FN(quantize_rows_autograd));
   m.impl("quantize_columns", TORCH_FN(quantize_columns_autograd));
+  m.impl("quantize_rows_and_columns", TORCH_FN(quantize_rows_and_columns_autograd));
   m.impl("requantize_columns", TORCH_FN(requantize_columns_autograd));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_autograd));
   m.impl("linear", TORCH_FN(linear));

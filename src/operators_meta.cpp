@@ -38,6 +38,12 @@ Codes quantize_columns_meta(const Tensor& x) {
   return transposed_codes_meta(x);
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_rows_and_columns_meta(const Tensor& x) {
+  detail::check_float("quantize_rows_and_columns", "x", x);
+  detail::check_dim("quantize_rows_and_columns", "x", x, 2);
+  return std::tuple_cat(quantize_rows_meta(x, "row"), transposed_codes_meta(x));
+}
+
 Codes requantize_columns_meta(const Tensor& codes, const Tensor& scales) {
   detail::check_int8("requantize_columns", "codes", codes);
   detail::check_dim("requantize_columns", "codes", codes, 2);
@@ -76,6 +82,7 @@ Tensor linear_prequantized_meta(
 TORCH_LIBRARY_IMPL(te_int8, Meta, m) {
   m.impl("quantize_rows", TORCH_FN(quantize_rows_meta));
   m.impl("quantize_columns", TORCH_FN(quantize_columns_meta));
+  m.impl("quantize_rows_and_columns", TORCH_FN(quantize_rows_and_columns_meta));
   m.impl("requantize_columns", TORCH_FN(requantize_columns_meta));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_meta));
   m.impl("linear", TORCH_FN(linear_meta));

@@ -16,6 +16,9 @@ inline void require_codes_of_reference(const at::Tensor& matrix, Layout layout) 
   REQUIRE(same(by_row, reference::quantize_rows(x, "row")));
   REQUIRE(same(ops::quantize_rows(x, "tensor"), reference::quantize_rows(x, "tensor")));
   REQUIRE(same(ops::quantize_columns(x), reference::quantize_columns(x)));
+  const auto [by_both, scales_of_both, by_both_t, scales_of_both_t] = ops::quantize_rows_and_columns(x);
+  REQUIRE(same(ops::Codes{by_both, scales_of_both}, reference::quantize_rows(x, "row")));
+  REQUIRE(same(ops::Codes{by_both_t, scales_of_both_t}, reference::quantize_columns(x)));
   const auto& [codes, scales] = by_row;
   REQUIRE(same(ops::requantize_columns(codes, scales), reference::requantize_columns(codes, scales)));
   const auto laid_out = lay_out(codes, layout);

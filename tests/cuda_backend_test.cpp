@@ -5,6 +5,7 @@
 #include <thread>
 
 #include <te_int8/backends.h>
+#include <te_int8/detail/few_rows.h>
 #include <te_int8/number_format.h>
 
 #include "code_checks.h"
@@ -81,6 +82,17 @@ TEST_CASE("codes and scales of the kernels for CUDA are the reference's", "[cuda
   }
 }
 
+TEST_CASE("codes by row and by column of large matrices, made at once, are the reference's", "[cuda][numbers]") {
+  SKIP_UNLESS_CUDA();
+  torch::manual_seed(87);
+  for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    for (const auto& [rows, columns] : std::vector<Shape>{{4097, 4096}, {8209, 2048}, {2500, 8192}, {1031, 16384}, {4300, 4080}, {4201, 3999}}) {
+      CAPTURE(rows, columns, dtype);
+      require_codes_of_reference(random_matrix(rows, columns, dtype, /*special=*/true), Layout{});
+    }
+  }
+}
+
 TEST_CASE("sums and results of the back ends for CUDA are the reference's and the formula's", "[cuda][numbers]") {
   SKIP_UNLESS_CUDA();
   const std::string backend = GENERATE("cublaslt", "cutlass", "auto");
@@ -118,6 +130,50 @@ TEST_CASE("large products are the reference's", "[cuda][numbers]") {
   }
 }
 
+TEST_CASE("a layer of few rows in one kernel gives what its codes and their product give", "[cuda][numbers]") {
+  SKIP_UNLESS_CUDA();
+  torch::manual_seed(85);
+  int64_t i = 0, in_one_kernel = 0;
+  for (const int64_t depth : {16, 48, 112, 128, 144, 1008, 2032, 2048, 4080, 4096, 4112}) {
+    for (const int64_t columns : {1, 7, 8, 9, 127, 1056, 1064, 5000}) {
+      for (const int64_t rows : {1 + i % 9, int64_t{1}, int64_t{8}}) {
+        const auto dtype = kFloats[static_cast<std::size_t>(i) % kFloats.size()];
+        const auto out = kFloats[static_cast<std::size_t>(i / 3) % kFloats.size()];
+        const auto layout = static_cast<Layout>(i % 4 != 0 ? 0 : i % kLayouts);
+        CAPTURE(rows, columns, depth, dtype, out, static_cast<int>(layout));
+        const auto x = lay_out(random_matrix(rows, depth, dtype, /*special=*/true), layout);
+        const auto codes = random_codes(columns, depth);
+        const auto scales = torch::rand({i % 5 == 0 ? 1 : columns});
+        const auto bias = i % 2 == 0 ? Optional() : Optional(torch::randn({columns}).to(kFloats[static_cast<std::size_t>(i) / 2 % 4]));
+        const auto [x_codes, x_scales] = ops::quantize_rows(x);
+        if (te_int8::detail::fits_linear_of_few_rows(x, codes)) ++in_one_kernel;
+        REQUIRE(same(
+            ops::linear_prequantized(x, codes, scales, bias, {}, out),
+            ops::scaled_mm(x_codes, codes, x_scales, scales, bias, out)));
+        ++i;
+      }
+    }
+  }
+  CHECK(in_one_kernel > 100);
+}
+
+TEST_CASE("codes made inside of a kernel are for nobody who needs them later", "[cuda][guard]") {
+  SKIP_UNLESS_CUDA();
+  torch::manual_seed(86);
+  nn::Linear layer(256, 64);
+  const auto x = torch::randn({4, 256});
+  const auto trained = [&] {
+    const AutocastGuard guard(layer, Mode::QAT);
+    return layer->forward(x);
+  }();
+  trained.sum().backward();
+  REQUIRE(layer->weight.grad().defined());
+  const torch::NoGradGuard no_grad;
+  const AutocastGuard guard(layer, Mode::Inference);
+  CHECK(same(layer->forward(x), trained.detach()));
+  CHECK(same(layer->forward(x.view({2, 2, 256})).view({4, 64}), trained.detach()));
+}
+
 TEST_CASE("two threads on two streams compute at once", "[cuda][numbers]") {
   SKIP_UNLESS_CUDA();
   torch::manual_seed(84);
@@ -143,6 +199,32 @@ TEST_CASE("two threads on two streams compute at once", "[cuda][numbers]") {
   }
   for (auto& thread : threads) thread.join();
   CHECK(wrong == std::vector<int>{0, 0});
+}
+
+TEST_CASE("each tensor is computed on its own GPU, whichever is the current one", "[cuda][guard]") {
+  SKIP_UNLESS_CUDA();
+  if (torch::cuda::device_count() < 2) SKIP("needs two GPUs");
+  torch::manual_seed(88);
+  const torch::NoGradGuard no_grad;
+  nn::Linear layer(512, 256);
+  const auto x = torch::randn({300, 512});
+  std::vector<Tensor> results;
+  for (const auto index : {0, 1, 0}) {
+    const c10::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+    layer->to(device);
+    const AutocastGuard guard(layer, Mode::Inference);
+    std::vector<Tensor> rows;
+    for (const int64_t count : {1, 8, 40, 300}) {
+      rows.push_back(layer->forward(x.narrow(0, 0, count).to(device)));
+      CHECK(rows.back().device() == device);
+    }
+    const auto [r, rs, c, cs] = ops::quantize_rows_and_columns(x.to(device));
+    rows.push_back(r.mul(rs.unsqueeze(1)));
+    rows.push_back(c.mul(cs.unsqueeze(1)).t());
+    for (auto& values : rows) results.push_back(values.cpu());
+  }
+  const std::size_t each = results.size() / 3;
+  for (std::size_t i = each; i < results.size(); ++i) CHECK(same(results[i], results[i % each]));
 }
 
 TEST_CASE("\"auto\" computes by kernels for CUDA on a GPU", "[cuda][guard]") {

@@ -55,6 +55,10 @@ TEST_CASE("the quantizing operations refuse what they cannot quantize", "[operat
        ops::quantize_rows(at::sparse_coo_tensor({2, 3}, at::dtype(at::kFloat).device(at::kCPU)));
      }},
   });
+  check_refusals("quantize_rows_and_columns", {
+    {"x to be float", "Long", [&] { ops::quantize_rows_and_columns(on.floats({2, 3}, at::kLong)); }},
+    {"x to have 2 dimensions", "shape [3]", [&] { ops::quantize_rows_and_columns(on.floats({3})); }},
+  });
   check_refusals("quantize_columns", {
     {"x to be float", "Long", [&] { ops::quantize_columns(on.floats({2, 3}, at::kLong)); }},
     {"x to have 2 dimensions", "shape [3]", [&] { ops::quantize_columns(on.floats({3})); }},
@@ -170,6 +174,7 @@ TEST_CASE("operations without a gradient raise where one is asked for, and only 
     {"quantize_rows", [&] { ops::quantize_rows(leaf({2, 4})); }},
     {"quantize_rows", [&] { ops::quantize_rows(leaf({2, 4}), "tensor"); }},
     {"quantize_columns", [&] { ops::quantize_columns(leaf({2, 4})); }},
+    {"quantize_rows_and_columns", [&] { ops::quantize_rows_and_columns(leaf({2, 4})); }},
     {"requantize_columns", [&] { ops::requantize_columns(codes, leaf({2})); }},
     {"scaled_mm", [&] { ops::scaled_mm(codes, codes, leaf({2})); }},
     {"scaled_mm", [&] { ops::scaled_mm(codes, codes, {}, leaf({2})); }},

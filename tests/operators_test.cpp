@@ -39,6 +39,7 @@ TEST_CASE("the schemas keep the names and defaults that programs rely on", "[ope
   const std::vector<std::pair<std::string, std::string>> fixed = {
       {"quantize_rows", "(Tensor x, *, str granularity=\"row\""},
       {"quantize_columns", "(Tensor x"},
+      {"quantize_rows_and_columns", "(Tensor x"},
       {"requantize_columns", "(Tensor codes, Tensor scales"},
       {"scaled_mm",
        "(Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None, Tensor? bias=None, *, "
@@ -176,6 +177,9 @@ TEST_CASE("Meta tensors get the shapes, strides and dtypes of real ones", "[oper
     const auto bias = at::randn({7}, dtype);
     const auto [codes, scales] = ops::quantize_rows(w);
     CHECK(alike(ops::quantize_columns(meta(x)), ops::quantize_columns(x)));
+    const auto [r, rs, c, cs] = ops::quantize_rows_and_columns(meta(x));
+    CHECK(alike({r, rs}, ops::quantize_rows(x)));
+    CHECK(alike({c, cs}, ops::quantize_columns(x)));
     CHECK(alike(ops::requantize_columns(meta(codes), meta(scales)), ops::requantize_columns(codes, scales)));
     const auto inputs = {
         x, x.t().contiguous().t(), x[2], x.view({3, 4, 10}), x.view({3, 4, 10}).transpose(0, 1),

@@ -26,6 +26,7 @@
 
 #include <te_int8/backends.h>
 #include <te_int8/detail/deferred.h>
+#include <te_int8/detail/few_rows.h>
 #include <te_int8/detail/operand.h>
 
 namespace te_int8::inline v0::detail {
@@ -40,7 +41,8 @@ struct CallCount {
   std::atomic<int64_t> calls{0}, fused_biases{0};
 };
 
-/// One call of a quantized linear layer. Operands left empty are quantized in the forward.
+/// One call of a quantized linear layer. Operands left empty are quantized in the forward, of x perhaps by the product's
+/// kernel.
 struct LinearCall {
   LinearConfig config;
   at::ScalarType out_dtype;
@@ -76,9 +78,15 @@ inline at::Tensor multiply_codes(
   return sizes.size() == 2 ? y : at::_unsafe_view_symint(y, sizes);
 }
 
-/// The forward alone. `x` and `weight` may be undefined where the call brings their codes.
+/// Whether one kernel computes the layer, so that nobody but it needs codes of x.
+inline bool makes_codes_inside(const at::Tensor& x, const Operand& weight, const LinearConfig& config) {
+  return !config.x_granularity.is_per_tensor() && fits_linear_of_few_rows(x, weight.data());
+}
+
+/// The forward alone. `x` and `weight` may be undefined where the call brings their codes. `keeps_x`: the backward will
+/// need the codes of x.
 inline at::Tensor linear_forward(
-    const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, LinearCall& call) {
+    const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, LinearCall& call, bool keeps_x) {
   const auto& config = call.config;
   const auto dtype = call.out_dtype;
   if (config.output == Precision::Full) {
@@ -87,9 +95,14 @@ inline at::Tensor linear_forward(
     };
     return at::linear(cast(x), cast(weight), as_optional(cast(bias)));
   }
-  if (!call.x) call.x = Operand::make(x, quantized_form(config.x_granularity));
   if (!call.weight) call.weight = Operand::make(weight, quantized_form(config.weight_granularity));
-  auto y = multiply_codes(*call.x, *call.weight, bias, dtype);
+  at::Tensor y;
+  if (!call.x && !keeps_x && makes_codes_inside(x, *call.weight, config)) {
+    y = linear_of_few_rows(x, call.weight->data(), call.weight->scales(), as_optional(bias), dtype);
+  } else {
+    if (!call.x) call.x = Operand::make(x, quantized_form(config.x_granularity));
+    y = multiply_codes(*call.x, *call.weight, bias, dtype);
+  }
   if (bias.defined() && call.count) ++call.count->fused_biases;
   return y;
 }
@@ -163,11 +176,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     if (weight.defined()) context->weight_dtype = weight.scalar_type();
     if (bias.defined()) context->bias_dtype = bias.scalar_type();
 
-    auto y = call.deferred_biases.empty() ? linear_forward(x, weight, bias, call)
+    const bool keeps_x = weight.defined() && weight.requires_grad();
+    auto y = call.deferred_biases.empty() ? linear_forward(x, weight, bias, call, keeps_x)
                                           : deferred_forward(call);
 
     at::Tensor x_data, x_scales, weight_data, weight_scales;
-    if (weight.defined() && weight.requires_grad()) {
+    if (keeps_x) {
       if (!call.x) call.x = Operand::make(x, context->x_form());
       x_data = call.x->data();
       x_scales = call.x->scales();
@@ -196,10 +210,20 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
       const BackendScope same_backend(context.backend);
-      if (ctx->needs_input_grad(Context::kInputEdge))
-        dx = grad_input(dy, context, saved[2], saved[3]);
-      if (context.weight_dtype && ctx->needs_input_grad(Context::kWeightEdge)) {
-        dw = grad_weight(dy, context, saved[0], saved[1]);
+      const bool wants_dx = ctx->needs_input_grad(Context::kInputEdge);
+      const bool wants_dw = context.weight_dtype && ctx->needs_input_grad(Context::kWeightEdge);
+      const auto rows = as_rows(dy);
+      const auto codes = codes_of(
+          rows, wants_dx && context.config.grad_input == Precision::Int8,
+          wants_dw && context.config.grad_weight == Precision::Int8);
+      if (wants_dx) {
+        auto sizes = dy.sym_sizes().vec();
+        dx = grad_input(rows, codes.by_row, context, saved[2], saved[3]);
+        sizes.back() = dx.sym_size(1);
+        dx = dx.view_symint(sizes);
+      }
+      if (wants_dw) {
+        dw = grad_weight(rows, codes.by_column, context, saved[0], saved[1]);
         if (context.gradients) ++*context.gradients;
       }
       if (context.bias_dtype && ctx->needs_input_grad(context.bias_edge())) {
@@ -215,36 +239,37 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
 
  private:
-  /// dx = dy W^, shaped like x.
-  static at::Tensor grad_input(
-      const at::Tensor& dy, const Context& context, const at::Tensor& data,
-      const at::Tensor& scales) {
-    const auto rows = as_rows(dy);
-    auto weight = context.cached_weight.lock();
-    if (!weight) weight = std::make_shared<Operand>(data, scales, context.weight_form());
-    at::Tensor dx;
-    if (context.config.grad_input == Precision::Int8) {
-      dx = multiply_codes(
-          *Operand::make(rows, OperandForm::RowCodes), *weight->transposed(), {}, context.x_dtype);
-    } else {
-      dx = rows.matmul(weight->dequantized(dy.scalar_type())).to(context.x_dtype);
+  /// The codes of dy [R,N] that the backward's matmuls in INT8 reduce along N (dx) and along R (dW).
+  struct GradientCodes {
+    std::shared_ptr<Operand> by_row, by_column;
+  };
+  static GradientCodes codes_of(const at::Tensor& rows, bool by_row, bool by_column) {
+    if (by_row && by_column) {
+      auto [of_rows, of_columns] = Operand::make_both(rows);
+      return {std::move(of_rows), std::move(of_columns)};
     }
-    auto sizes = dy.sym_sizes().vec();
-    sizes.back() = dx.sym_size(1);
-    return dx.view_symint(sizes);
+    return {
+        by_row ? Operand::make(rows, OperandForm::RowCodes) : nullptr,
+        by_column ? Operand::make(rows, OperandForm::ColumnCodes) : nullptr};
   }
 
-  /// dW = dy^T X^, [N,K].
-  static at::Tensor grad_weight(
-      const at::Tensor& dy, const Context& context, const at::Tensor& data,
+  /// dx = dy W^, [R,K], in INT8 where there are codes of dy.
+  static at::Tensor grad_input(
+      const at::Tensor& dy, const std::shared_ptr<Operand>& codes, const Context& context, const at::Tensor& data,
       const at::Tensor& scales) {
-    const auto rows = as_rows(dy);
+    auto weight = context.cached_weight.lock();
+    if (!weight) weight = std::make_shared<Operand>(data, scales, context.weight_form());
+    if (codes) return multiply_codes(*codes, *weight->transposed(), {}, context.x_dtype);
+    return dy.matmul(weight->dequantized(dy.scalar_type())).to(context.x_dtype);
+  }
+
+  /// dW = dy^T X^, [N,K], likewise.
+  static at::Tensor grad_weight(
+      const at::Tensor& dy, const std::shared_ptr<Operand>& codes, const Context& context, const at::Tensor& data,
+      const at::Tensor& scales) {
     Operand x(data, scales, context.x_form());
-    if (context.config.grad_weight == Precision::Int8) {
-      return multiply_codes(
-          *Operand::make(rows, OperandForm::ColumnCodes), *x.transposed(), {}, *context.weight_dtype);
-    }
-    return rows.t().matmul(x.dequantized(dy.scalar_type())).to(*context.weight_dtype);
+    if (codes) return multiply_codes(*codes, *x.transposed(), {}, *context.weight_dtype);
+    return dy.t().matmul(x.dequantized(dy.scalar_type())).to(*context.weight_dtype);
   }
 };
 
@@ -266,7 +291,7 @@ inline at::Tensor call_linear(
     return LinearFunction::apply(x, as_optional(weight), as_optional(bias), std::move(call));
   }
   const PlainTensorOps plain;
-  return call.deferred_biases.empty() ? linear_forward(x, weight, bias, call)
+  return call.deferred_biases.empty() ? linear_forward(x, weight, bias, call, /*keeps_x=*/false)
                                       : deferred_forward(call);
 }
 

@@ -39,6 +39,15 @@ inline Codes quantize_columns(const at::Tensor& x) {
   return op.call(x);
 }
 
+/// x [M,K] -> what quantize_rows(x) and quantize_columns(x) give, of a large matrix in less time than one after the
+/// other.
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> quantize_rows_and_columns(const at::Tensor& x) {
+  static const auto op =
+      detail::find("quantize_rows_and_columns")
+          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&)>();
+  return op.call(x);
+}
+
 /// int8 codes [M,K] with fp32 scales [M] or [1] -> what quantize_columns(codes * scales) gives.
 inline Codes requantize_columns(const at::Tensor& codes, const at::Tensor& scales) {
   static const auto op = detail::find("requantize_columns").typed<Codes(const at::Tensor&, const at::Tensor&)>();

@@ -1,7 +1,6 @@
 #include "choose.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <exception>
@@ -26,32 +25,35 @@ int64_t bucket(int64_t size) {
   return (size + step - 1) / step * step;
 }
 
-int multiprocessors() { return at::cuda::getCurrentDeviceProperties()->multiProcessorCount; }
-
 namespace {
 
-/// 90 for compute capability 9.0.
-int capability() {
-  const auto* device = at::cuda::getCurrentDeviceProperties();
-  return 10 * device->major + device->minor;
+/// "pingpong 128x128 c2x1 along N swizzle 8"
+std::string description(const kernels::Gemm& gemm) {
+  return std::string(gemm.name) + (gemm.along_m ? " along M" : " along N") + " swizzle " + std::to_string(gemm.swizzle);
 }
 
-bool is_for(const kernels::Gemm& gemm, int device) { return gemm.oldest <= device && device <= gemm.newest; }
-
-/// A part of the names of the only kernels that may be chosen, on whatever GPU: to test and time one of them.
+/// A part of the descriptions of the only kernels that may be chosen, on whatever GPU: to test and time one of them.
 const char* forced_kernels() {
   static const char* names = std::getenv("TE_INT8_KERNELS");
   return names;
 }
 
-bool may_compute(const kernels::Gemm& gemm, int device) {
-  if (forced_kernels() == nullptr) return is_for(gemm, device);
-  return gemm.oldest <= device && std::string(gemm.name).find(forced_kernels()) != std::string::npos;
-}
-
 }  // namespace
 
 bool kernels_are_forced() { return forced_kernels() != nullptr; }
+
+bool may_be_chosen(const std::string& kernel) {
+  return !kernels_are_forced() || kernel.find(forced_kernels()) != std::string::npos;
+}
+
+namespace {
+
+bool may_compute(const kernels::Gemm& gemm, int device) {
+  if (!kernels_are_forced()) return is_for(gemm, device);
+  return gemm.oldest <= device && may_be_chosen(description(gemm));
+}
+
+}  // namespace
 
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   std::vector<const kernels::Gemm*> result;
@@ -73,42 +75,6 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
       !result.empty() || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
       "name of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
   return result;
-}
-
-namespace {
-
-/// Whether kernels of this build run on the current device. Asked once per device.
-bool has_code() {
-  constexpr int kDevices = 64;
-  static std::atomic<signed char> known[kDevices];  // 0: not asked yet, 1: yes, -1: no
-  const auto device = c10::cuda::current_device();
-  if (device >= kDevices) return kernels::has_code_for_device();
-  if (known[device] == 0) known[device] = kernels::has_code_for_device() ? 1 : -1;
-  return known[device] > 0;
-}
-
-}  // namespace
-
-bool leave_to_reference() {
-  return detail::current_backend() == detail::Backend::Reference || !has_code();
-}
-
-std::string obstacle_to(detail::Backend backend) {
-  const int device = capability();
-  const auto none = [&](const char* what) {
-    return std::string("te_int8 was built without ") + what + " for compute capability " + std::to_string(device / 10) +
-           "." + std::to_string(device % 10);
-  };
-  if (!has_code()) return none("code");
-  if (backend != detail::Backend::Cutlass) return "";
-#ifndef TE_INT8_WITH_CUTLASS
-  return "te_int8 was built without CUTLASS";
-#else
-  const bool found = std::ranges::any_of(kernels::gemms(), [&](const kernels::Gemm& gemm) {
-    return is_for(gemm, device) && gemm.most_rows == kernels::kAnyRows;
-  });
-  return found ? "" : none("CUTLASS kernels");
-#endif
 }
 
 namespace {
@@ -162,16 +128,26 @@ class Stopwatch {
   Event begin_, end_;
 };
 
-/// All of them in turns; then the best few again, each after it has run for a while by itself: large products are bound
-/// by power, so that the clock depends on what has just run.
+/// A kernel's name without what else can be chosen about it.
+std::string family(const Candidate& candidate) {
+  const auto* gemm = std::get_if<const kernels::Gemm*>(&candidate);
+  return gemm == nullptr ? "cublaslt" : (*gemm)->name;
+}
+
+/// All of them in turns; then the best two of each family again, each after it has run for a while by itself. Large
+/// products are bound by power: in turns all have the clock that their mean power allows, and what counts is how many
+/// cycles they take; by itself a kernel that takes more cycles with less power is perhaps the faster one. The times are
+/// medians of the rounds.
 Candidate fastest(
     const std::vector<Candidate>& candidates, cudaStream_t stream, bool cold,
     const std::function<void(const Candidate&)>& run) {
-  constexpr std::size_t kFinalists = 6;
-  constexpr float kAloneMs = 8, kTimedMs = 4;  // at most; small products are timed long before
+  constexpr float kWorthAnotherLook = 1.15F, kBoundByPowerMs = 0.1F;
+  constexpr int kOfAFamily = 2;
+  constexpr float kAloneMs = 20, kTimedMs = 4;  // at most; small products are timed long before
   struct Timed {
     Candidate candidate;
-    float ms;
+    std::vector<float> rounds;
+    float ms = 0;
   };
   std::mt19937 order(0);
   Stopwatch stopwatch(stream, cold);
@@ -180,29 +156,37 @@ Candidate fastest(
   for (const auto& candidate : candidates) {
     try {
       run(candidate);
-      timed.push_back({candidate, 0});
+      timed.push_back({.candidate = candidate, .rounds = {}});
     } catch (const c10::Error&) {  // a kernel that cannot do it; others can
       failure = std::current_exception();
     }
   }
   if (timed.empty()) std::rethrow_exception(failure);
-  const auto in_turns = [&](int rounds, const auto& count_of, const auto& alone) {
-    for (auto& entry : timed) entry.ms = 0;
+  const auto in_turns = [&](int rounds, int count, int alone) {
+    for (auto& entry : timed) entry.rounds.clear();
     for (int round = 0; round < rounds; ++round) {
       std::ranges::shuffle(timed, order);
       for (auto& entry : timed) {
         const auto one = [&] { run(entry.candidate); };
-        for (int i = alone(); i > 0; --i) one();
-        entry.ms += stopwatch.time(count_of(), one);
+        for (int i = 0; i < alone; ++i) one();
+        entry.rounds.push_back(stopwatch.time(count, one));
       }
     }
+    for (auto& entry : timed) {
+      const auto middle = entry.rounds.begin() + static_cast<std::ptrdiff_t>(entry.rounds.size() / 2);
+      std::ranges::nth_element(entry.rounds, middle);
+      entry.ms = *middle;
+    }
   };
-  in_turns(3, [] { return 2; }, [] { return 0; });
+  in_turns(3, 2, 0);
   std::ranges::sort(timed, {}, &Timed::ms);
-  timed.resize(std::min(timed.size(), kFinalists));
-  const float ms = std::max(timed.front().ms / 3, 1e-3F);
-  const auto times_in = [&](float budget) { return std::clamp(static_cast<int>(budget / ms), 2, 20); };
-  in_turns(4, [&] { return times_in(kTimedMs); }, [&] { return cold ? 0 : times_in(kAloneMs); });
+  const float ms = std::max(timed.front().ms, 1e-3F);
+  std::map<std::string, int> taken;
+  std::erase_if(timed, [&](const Timed& entry) {
+    return entry.ms > kWorthAnotherLook * ms || ++taken[family(entry.candidate)] > kOfAFamily;
+  });
+  const int count = std::clamp(static_cast<int>(kTimedMs / ms), 2, 20);
+  in_turns(5, count, cold ? 0 : ms > kBoundByPowerMs ? static_cast<int>(kAloneMs / ms) : count);
   return std::ranges::min_element(timed, {}, &Timed::ms)->candidate;
 }
 
@@ -213,7 +197,7 @@ void print(const ProductKind& kind, const Candidate& choice) {
   line << "te_int8: " << kind.m << " x " << kind.n << " x " << kind.k << " to " << kind.out << " on cuda:" << kind.device
        << ": ";
   if (const auto* gemm = std::get_if<const kernels::Gemm*>(&choice)) {
-    line << "cutlass " << (*gemm)->name << ((*gemm)->along_m ? " along M" : " along N") << " swizzle " << (*gemm)->swizzle;
+    line << "cutlass " << description(**gemm);
   } else {
     line << "cublaslt and an epilogue";
   }

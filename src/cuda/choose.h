@@ -41,16 +41,13 @@ Candidate choose(
     const std::function<void(const Candidate&)>& run);
 
 /// The kernels for the current device that are worth a try, the best guess first. Where TE_INT8_KERNELS is set, only those
-/// with that in their names.
+/// with that in their descriptions.
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product);
 
 /// Whether TE_INT8_KERNELS is set.
 bool kernels_are_forced();
 
-/// Multiprocessors of the current device.
-int multiprocessors();
-
-/// Why a back end for CUDA cannot be used on the current device; empty where it can.
-std::string obstacle_to(te_int8::detail::Backend backend);
+/// Whether it is not set, or to a part of this name.
+bool may_be_chosen(const std::string& kernel);
 
 }  // namespace te_int8::cuda

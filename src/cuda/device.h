@@ -8,9 +8,24 @@
 
 #include <te_int8/backends.h>
 
+#include "../../kernels/gemm.h"
 #include "../../kernels/types.h"
 
 namespace te_int8::cuda {
+
+/// 90 for a current device of compute capability 9.0.
+int capability();
+
+/// Multiprocessors of the current device.
+int multiprocessors();
+
+/// Whether a kernel is for GPUs of that compute capability.
+inline bool is_for(const kernels::Gemm& gemm, int capability) {
+  return gemm.oldest <= capability && capability <= gemm.newest;
+}
+
+/// Why a back end for CUDA cannot be used on the current device; empty where it can.
+std::string obstacle_to(te_int8::detail::Backend backend);
 
 /// Asked for the reference, or where this build has no code for the current device, these back ends leave a tensor of
 /// a GPU to it.

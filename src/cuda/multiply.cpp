@@ -6,40 +6,14 @@
 #include "choose.h"
 #include "cublaslt.h"
 #include "device.h"
+#include "epilogue.h"
 
 namespace te_int8::inline v0 {
 namespace {
 
 using at::Tensor;
-using cuda::Candidate, cuda::OnDeviceOf, cuda::dense, cuda::leave_to_reference, cuda::type_of;
+using cuda::Candidate, cuda::DenseEpilogue, cuda::OnDeviceOf, cuda::dense, cuda::leave_to_reference, cuda::type_of;
 using OptionalTensor = std::optional<Tensor>;
-
-/// The scales and the bias as kernels read them, kept alive.
-class DenseEpilogue {
- public:
-  DenseEpilogue(const OptionalTensor& a_scales, const OptionalTensor& b_scales, const OptionalTensor& bias) {
-    if (a_scales) a_scales_ = a_scales->contiguous();
-    if (b_scales) b_scales_ = b_scales->contiguous();
-    if (bias) bias_ = dense(*bias);
-  }
-  kernels::Epilogue get() const {
-    return {
-        .a_scales = pointer_to(a_scales_),
-        .a_step = step_of(a_scales_),
-        .b_scales = pointer_to(b_scales_),
-        .b_step = step_of(b_scales_),
-        .bias = bias_.defined() ? bias_.const_data_ptr() : nullptr,
-        .bias_type = bias_.defined() ? type_of(bias_.scalar_type()) : kernels::Type::Float};
-  }
-
- private:
-  static const float* pointer_to(const Tensor& scales) {
-    return scales.defined() ? scales.const_data_ptr<float>() : nullptr;
-  }
-  static int64_t step_of(const Tensor& scales) { return scales.defined() && scales.size(0) != 1 ? 1 : 0; }
-
-  Tensor a_scales_, b_scales_, bias_;
-};
 
 /// int32 [M,N] of a [M,K] x b [N,K], not necessarily contiguous.
 Tensor int32_sums(const Tensor& a, const Tensor& b) {

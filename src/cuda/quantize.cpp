@@ -59,6 +59,22 @@ Codes quantize_columns(const Tensor& x) {
   return {columns.codes, columns.scales};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_rows_and_columns(const Tensor& x) {
+  detail::check_float("quantize_rows_and_columns", "x", x);
+  detail::check_dim("quantize_rows_and_columns", "x", x, 2);
+  if (leave_to_reference()) return std::tuple_cat(reference::quantize_rows(x, "row"), reference::quantize_columns(x));
+  const OnDeviceOf device(x);
+  const auto values = dense(x);
+  auto codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
+  auto scales = at::empty({x.size(0)}, x.options().dtype(at::kFloat));
+  const Columns columns(values);
+  C10_CUDA_CHECK(kernels::quantize_rows_and_columns(
+      type_of(values.scalar_type()), values.const_data_ptr(), x.size(0), x.size(1), cuda::multiprocessors(),
+      columns.workspace.mutable_data_ptr(), codes.mutable_data_ptr<int8_t>(), scales.mutable_data_ptr<float>(),
+      columns.codes.mutable_data_ptr<int8_t>(), columns.scales.mutable_data_ptr<float>(), device.stream()));
+  return {codes, scales, columns.codes, columns.scales};
+}
+
 Codes requantize_columns(const Tensor& codes, const Tensor& scales) {
   detail::check_int8("requantize_columns", "codes", codes);
   detail::check_dim("requantize_columns", "codes", codes, 2);
@@ -79,6 +95,7 @@ Codes requantize_columns(const Tensor& codes, const Tensor& scales) {
 TORCH_LIBRARY_IMPL(te_int8, CUDA, m) {
   m.impl("quantize_rows", TORCH_FN(quantize_rows));
   m.impl("quantize_columns", TORCH_FN(quantize_columns));
+  m.impl("quantize_rows_and_columns", TORCH_FN(quantize_rows_and_columns));
   m.impl("requantize_columns", TORCH_FN(requantize_columns));
 }
 

@@ -78,6 +78,7 @@ class OpCheck(unittest.TestCase):
             self.check("quantize_rows", x.view(2, 3, 10), granularity="tensor")
             self.check("quantize_rows", x.t())
             self.check("quantize_columns", x)
+            self.check("quantize_rows_and_columns", x)
         codes, scales = te_int8.quantize_rows(torch.randn(6, 10))
         self.check("requantize_columns", codes, scales)
         self.check("requantize_columns", codes, torch.ones(1))

@@ -4,6 +4,8 @@
 //   - raw pointers write unseen: a layer that meets the same activation again quantizes it again,
 //     so only different layers share;
 //   - inference tensors have no version: they are never shared.
+// Codes are shared on one stream only: waiting for another would take an event for each activation, which costs more
+// than to make them again.
 #pragma once
 
 #include <algorithm>
@@ -39,7 +41,7 @@ class ActivationCodes {
     });
     if (entries_.size() == kCapacity) entries_.erase(entries_.begin());
     entries_.push_back(
-        {LaidOutState(x), WeakTensor(base_of(x).getIntrusivePtr()), form, StampedOperand(operand), {consumer}});
+        {LaidOutState(x), WeakTensor(base_of(x).getIntrusivePtr()), form, operand, StreamStamp(x.device()), {consumer}});
     return operand;
   }
 
@@ -57,21 +59,21 @@ class ActivationCodes {
     LaidOutState state;
     WeakTensor base;  ///< whose views count their versions together; other tensors may start anew
     OperandForm form;
-    StampedOperand operand;
+    std::shared_ptr<Operand> operand;
+    StreamStamp made;
     std::vector<const void*> consumers;
 
     bool holds(const at::Tensor& x, OperandForm wanted) const {
       return form == wanted && base._unsafe_get_target() == base_of(x).unsafeGetTensorImpl() &&
-             operand.made().usable_now() && !operand.made().before_capture() &&
+             made.is_current() &&
              (state.is_state_of(x) || (form != OperandForm::ColumnCodes && state.has_rows_of(x)));
     }
     std::shared_ptr<Operand> shaped_like(const at::Tensor& x) const {
-      const auto& made = operand.get();
-      if (form == OperandForm::ColumnCodes || made->data().sizes() == x.sizes()) return made;
+      if (form == OperandForm::ColumnCodes || operand->data().sizes() == x.sizes()) return operand;
       const auto scales = form == OperandForm::TensorCodes
-                              ? made->scales()
-                              : made->scales().view(x.sizes().slice(0, x.dim() - 1));
-      return std::make_shared<Operand>(made->data().view(x.sizes()), scales, form);
+                              ? operand->scales()
+                              : operand->scales().view(x.sizes().slice(0, x.dim() - 1));
+      return std::make_shared<Operand>(operand->data().view(x.sizes()), scales, form);
     }
   };
 

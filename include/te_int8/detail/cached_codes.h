@@ -91,11 +91,11 @@ class StampedOperand {
     made_.wait({operand_->data(), operand_->scales()});
     return operand_;
   }
-  const StreamStamp& made() const { return made_; }
+  const StreamPoint& made() const { return made_; }
 
  private:
   std::shared_ptr<Operand> operand_;
-  StreamStamp made_;
+  StreamPoint made_;
 };
 
 /// Codes that others will use are ordinary tensors, also where InferenceMode makes them: inference

@@ -92,6 +92,14 @@ class Operand {
     return std::make_shared<Operand>(std::get<0>(codes), std::get<1>(codes), form);
   }
 
+  /// Codes of x [R,C] by row and by column, for two matmuls that reduce it along either axis.
+  static std::pair<std::shared_ptr<Operand>, std::shared_ptr<Operand>> make_both(const at::Tensor& x) {
+    const auto [codes, scales, codes_t, scales_t] = ops::quantize_rows_and_columns(x);
+    return {
+        std::make_shared<Operand>(codes, scales, OperandForm::RowCodes),
+        std::make_shared<Operand>(codes_t, scales_t, OperandForm::ColumnCodes)};
+  }
+
   /// For many multiplications: packed() holds the codes a second time.
   void expect_reuse() { reused_ = true; }
 
@@ -146,16 +154,16 @@ class Operand {
   /// The transpose [C,R] by codes with a scale per row of its own, for a reduction over R.
   std::shared_ptr<Operand> transposed() {
     const std::lock_guard lock(mutex_);
-    if (!transposed_ || !transposed_stamp_->usable_now()) {
+    if (!transposed_ || !transposed_at_->usable_now()) {
       auto codes = form_ == OperandForm::ColumnCodes
                        ? ops::Codes{data_, scales_}
                        : ops::requantize_columns(matrix(), scale_list());
       transposed_ = std::make_shared<Operand>(
           std::move(std::get<0>(codes)), std::move(std::get<1>(codes)), OperandForm::RowCodes);
       if (reused_) transposed_->expect_reuse();
-      transposed_stamp_.emplace(transposed_->data_.device());
+      transposed_at_.emplace(transposed_->data_.device());
     }
-    transposed_stamp_->wait({transposed_->data_, transposed_->scales_});
+    transposed_at_->wait({transposed_->data_, transposed_->scales_});
     return transposed_;
   }
 
@@ -168,7 +176,7 @@ class Operand {
   std::mutex mutex_;
   at::Tensor packed_;
   std::shared_ptr<Operand> transposed_;
-  std::optional<StreamStamp> transposed_stamp_;
+  std::optional<StreamPoint> transposed_at_;
 };
 
 }  // namespace te_int8::inline v0::detail

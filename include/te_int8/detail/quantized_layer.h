@@ -103,11 +103,13 @@ class QuantizedLayer {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
       // With a full-precision output only an INT8 backward needs codes.
-      if (int8_output() || (config_.grad_weight == Precision::Int8 && part.rows.requires_grad())) {
-        call.x = x_operand(x);
-      }
       if (int8_output() || (config_.grad_input == Precision::Int8 && x.requires_grad())) {
         weight_operand(call, whole, part, trained);
+      }
+      const bool inside = int8_output() && !trained && deferred_biases.empty() &&
+                          makes_codes_inside(x, *call.weight, config_);
+      if (!inside && (int8_output() || (config_.grad_weight == Precision::Int8 && part.rows.requires_grad()))) {
+        call.x = x_operand(x);
       }
     }
     call.deferred_biases = std::move(deferred_biases);

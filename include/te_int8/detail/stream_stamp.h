@@ -1,4 +1,4 @@
-// Where and when something was computed on a device, so that another stream can wait for it.
+// Where and when something was computed on a device.
 #pragma once
 
 #include <initializer_list>
@@ -17,22 +17,42 @@ namespace te_int8::inline v0::detail {
 /// during a capture exists when the graph is replayed, and only for what else is in the graph.
 TE_INT8_API uint64_t capture_of(c10::Device device);
 
-/// Marks the point that the current stream of a device has reached. Free of cost on the CPU.
+/// The current stream of a device, and the graph that it is being captured into.
 class StreamStamp {
  public:
   explicit StreamStamp(c10::Device device) {
     if (device.is_cpu() || device.is_meta()) return;
     stream_ = current(device);
     capture_ = capture_of(device);
-    reached_ = std::make_shared<c10::Event>(device.type());
-    reached_->record(*stream_);
   }
 
-  /// Whether what was computed there may be used now: not what a graph computes outside of it.
+  /// Whether they are the current ones still, so that whatever is computed now comes after. Always on the CPU.
+  bool is_current() const {
+    return !stream_ || (current(stream_->device()) == *stream_ && capture_of(stream_->device()) == capture_);
+  }
+  /// Whether what was computed there may be used now, by whoever waits for it: not what a graph computes outside of it.
   bool usable_now() const { return capture_ == 0 || capture_ == capture_of(stream_->device()); }
-  /// Whether a graph is being captured now, and this is not a point of it.
+  /// Whether a graph is being captured now, and this is not a part of it.
   bool before_capture() const {
     return stream_ && capture_ == 0 && capture_of(stream_->device()) != 0;
+  }
+
+ protected:
+  static c10::Stream current(c10::Device device) {
+    return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  }
+
+  std::optional<c10::Stream> stream_;
+  uint64_t capture_ = 0;
+};
+
+/// The point that the current stream of a device has reached, which other streams can wait for. Free of cost on the CPU.
+class StreamPoint : public StreamStamp {
+ public:
+  explicit StreamPoint(c10::Device device) : StreamStamp(device) {
+    if (!stream_) return;
+    reached_ = std::make_shared<c10::Event>(device.type());
+    reached_->record(*stream_);
   }
 
   /// Makes the current stream wait for that point, and tells the allocator that it uses `tensors`. During a
@@ -48,12 +68,6 @@ class StreamStamp {
   }
 
  private:
-  static c10::Stream current(c10::Device device) {
-    return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-  }
-
-  std::optional<c10::Stream> stream_;
-  uint64_t capture_ = 0;
   std::shared_ptr<c10::Event> reached_;
 };
 

@@ -1,0 +1,43 @@
+// mma.m16n8k32 on codes, and how threads load its operands.
+//
+// A sum does not mind in which order its terms come, so a thread loads 16 consecutive codes of K, where the instruction's
+// layout has four groups of four from different places, and both operands are permuted alike.
+#pragma once
+
+#include <cstdint>
+
+namespace te_int8::kernels {
+
+/// Codes of K that a warp multiplies at once: 16 for each of the four threads that share a row.
+constexpr int kMmaDepth = 64;
+
+/// 16 codes, zeros where not `inside`. Volatile, so that a thread's loads stay together and before their use.
+__device__ inline uint4 load_codes(const int8_t* codes, bool inside) {
+  uint4 words;
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+      "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(words.x), "=&r"(words.y), "=&r"(words.z), "=&r"(words.w)
+      : "l"(codes), "r"(static_cast<int>(inside)));
+  return words;
+}
+
+__device__ inline void mma_m16n8k32(
+    int (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800  // older GPUs are offered no kernel that comes here
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#endif
+}
+
+/// Adds the product of 16 rows x kMmaDepth, whose rows lane / 4 and that + 8 are `upper` and `lower`, and 8 rows x
+/// kMmaDepth, whose row lane / 4 is `other`. The sums of a thread: of rows lane / 4 (+ 8 from the third on) by rows
+/// lane % 4 * 2 (+ 1 of every second).
+__device__ inline void multiply_add(int (&sums)[4], const uint4& upper, const uint4& lower, const uint4& other) {
+  mma_m16n8k32(sums, upper.x, lower.x, upper.y, lower.y, other.x, other.y);
+  mma_m16n8k32(sums, upper.z, lower.z, upper.w, lower.w, other.z, other.w);
+}
+
+}  // namespace te_int8::kernels
