@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""te_int8 on a GPU beside what a user could pick instead: bf16, FP8 rowwise, torch._int_mm, a copy of memory.
+"""te_int8 on a GPU beside what a user could pick instead: bf16, FP8 rowwise, torch._int_mm, a copy of memory; and beside
+cuBLASLt's products that leave int8 ("int8 out", its first four ways), which is what the GPU could do at best.
 
     python benchmarks/cuda.py build/lib/libte_int8.so [--section SECTION ...] [--json FILE]
 
@@ -16,6 +17,8 @@ import statistics
 import time
 
 import torch
+
+import cublaslt_int8
 
 GEMM_SHAPES = [(8192, 4096, 4096), (8192, 14336, 4096), (8192, 4096, 14336), (8192, 8192, 8192), (16384, 4096, 1024),
                (2048, 4096, 4096)]
@@ -111,6 +114,11 @@ def gemm(m, n, k):
                 a, b, scale_a=sa, scale_b=sb, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True), fp8,
             count),
     }
+    product = cublaslt_int8.Product(m, n, k)
+    for i, heuristic in enumerate(product.found[:4]):
+        candidates[f"int8 out {i + 1}"] = rotate(
+            lambda a, sa, b, sb, out, h=heuristic: product.run(h, a, b, out),
+            lambda: (*codes(), torch.empty(m, n, device="cuda", dtype=torch.int8)), count)
     if m > 16:
         candidates["_int_mm"] = rotate(lambda a, sa, b, sb: torch._int_mm(a, b.t()), codes, count)
     candidates["again"] = candidates["bf16"]
@@ -148,6 +156,8 @@ def quantize(m, k):
         "copy of 3 bytes": copy(3 * m * k),
         "quantize_rows": rotate(ops.quantize_rows, values, count),
         "quantize_columns": rotate(ops.quantize_columns, values, count),
+        "copy of 4 bytes": copy(4 * m * k),
+        "quantize_rows_and_columns": rotate(ops.quantize_rows_and_columns, values, count),
         "copy of 2 bytes": copy(2 * m * k),
         "requantize_columns": rotate(ops.requantize_columns, lambda: ops.quantize_rows(bf16(m, k)), count),
         "again": copy(3 * m * k),
@@ -181,7 +191,7 @@ def main():
                 base = next(iter(times.values()))
                 for name, (cool, hot) in times.items():
                     result["rows"].append({"section": section, "shape": shape, "name": name, "cool_us": cool, "hot_us": hot})
-                    print(f"{section:9} {str(shape):22} {name:20} {cool:9.1f} {hot:9.1f} us   "
+                    print(f"{section:9} {str(shape):22} {name:25} {cool:9.1f} {hot:9.1f} us   "
                           f"x{base[0] / cool:.3f} x{base[1] / hot:.3f}", flush=True)
                 torch.cuda.empty_cache()
     if options.json:

@@ -5,9 +5,10 @@
     peers.py --json peers.json
     report.py linear.json
     report.py peers.json --plot peers.png
+    report.py cuda_peers.json --statistic hot
 
-A candidate that ran in several ways counts by its fastest. Every ratio is of two times of one file. The plot
-needs matplotlib.
+Times are in milliseconds, of cuda.py and cuda_peers.py in microseconds, either cool or hot. A candidate that ran in
+several ways counts by its fastest. Every ratio is of two times of one file. The plot needs matplotlib.
 """
 
 import argparse
@@ -17,7 +18,8 @@ import re
 import sys
 
 LABELS = {"fp32": "fp32", "bf16": "bf16", "te_int8": "te_int8", "onnxruntime": "ONNX Runtime",
-          "torchao": "torchao"}
+          "torchao": "torchao", "torchao int8": "torchao INT8", "torchao fp8": "torchao FP8", "bitsandbytes": "bitsandbytes",
+          "fp8 rowwise": "FP8 rowwise"}
 MILLISECONDS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
 BENCHMARK = re.compile(r"Linear(Fp32|Bf16|Int8)/M:(\d+)/N:(\d+)/K:(\d+)")
 
@@ -48,22 +50,37 @@ def read_peers(content, statistic):
     return table
 
 
+def read_cuda(content, statistic):
+    table = {}
+    for row in content["rows"]:
+        cells = table.setdefault(tuple(row["shape"]), {})
+        cells[row["name"]] = "refuses" if "missing" in row else row[f"{statistic}_us"]
+    return table
+
+
 def read(path, statistic="min"):
-    """Returns {(M, N, K): {peer: milliseconds, or a word for why there are none}} in the order of the file."""
+    """Returns {(M, N, K): {peer: time, or a word for why there is none}} in the order of the file."""
     try:
         content = json.loads(pathlib.Path(path).read_text())
     except (OSError, ValueError) as error:
         sys.exit(f"{path}: {error}")
-    for key, reader in (("peers", read_peers), ("benchmarks", read_google_benchmark)):
+    for key, reader in (("peers", read_peers), ("benchmarks", read_google_benchmark), ("rows", read_cuda)):
         if key in content:
+            if (statistic in ("cool", "hot")) != (key == "rows"):
+                sys.exit(f"{path}: expected --statistic cool or hot for a GPU's times, min or median for others, got {statistic}")
             table = reader(content, statistic)
             if table:
                 return table
-    sys.exit(f"{path}: expected the JSON of peers.py, or of te_int8_bench with its Linear benchmarks")
+    sys.exit(f"{path}: expected the JSON of peers.py, cuda_peers.py, cuda.py, or of te_int8_bench with its Linear benchmarks")
 
 
 def peers_of(table):
     return [peer for peer in LABELS if any(peer in row for row in table.values())]
+
+
+def base_of(table):
+    """What speeds are relative to."""
+    return "fp32" if "fp32" in peers_of(table) else "bf16"
 
 
 def ratio(row, peer, to):
@@ -82,7 +99,7 @@ def markdown(table):
         cells = [", ".join(map(str, shape))]
         for peer in peers:
             value = row.get(peer, "-")
-            cells.append(f"{value:.2f}" if isinstance(value, float) else value)
+            cells.append(value if not isinstance(value, float) else f"{value:.0f}" if value >= 100 else f"{value:.2f}")
         for peer in others:
             value = ratio(row, "te_int8", peer)
             cells.append("-" if value is None else f"{value:.1f}" if value >= 5 else f"{value:.2f}")
@@ -91,25 +108,26 @@ def markdown(table):
 
 
 def draw(table, output, title):
-    """Speed relative to fp32, one group of bars per shape."""
+    """Speed relative to the base, one group of bars per shape."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot
 
-    peers = [peer for peer in peers_of(table) if peer != "fp32"]
+    base = base_of(table)
+    peers = [peer for peer in peers_of(table) if peer != base]
     figure, axes = pyplot.subplots(figsize=(8, 3.5), layout="constrained")
     width = 0.8 / max(1, len(peers))
     for index, peer in enumerate(peers):
         offset = (index - (len(peers) - 1) / 2) * width
-        points = [(x + offset, ratio(row, peer, "fp32")) for x, row in enumerate(table.values())]
+        points = [(x + offset, ratio(row, peer, base)) for x, row in enumerate(table.values())]
         points = [(x, speed) for x, speed in points if speed is not None]
         if points:
             axes.bar(*zip(*points, strict=True), width, label=LABELS[peer], color=f"C{index}")
     axes.axhline(1, color="black", lw=0.8)
     axes.set_xticks(range(len(table)), ["\n".join(map(str, shape)) for shape in table], fontsize=8)
     axes.set_xlabel("M, N, K")
-    axes.set_ylabel("speed, fp32 = 1")
+    axes.set_ylabel(f"speed, {base} = 1")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=len(peers), title=title)
@@ -120,7 +138,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=pathlib.Path)
-    parser.add_argument("--statistic", choices=("min", "median"), default="min")
+    parser.add_argument("--statistic", choices=("min", "median", "cool", "hot"), default="min")
     parser.add_argument("--plot", type=pathlib.Path, metavar="PNG")
     parser.add_argument("--title", default="Linear forward, quantization of x and bias included")
     arguments = parser.parse_args()

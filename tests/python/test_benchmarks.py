@@ -42,6 +42,13 @@ GOOGLE = {"benchmarks": [
         ("Bf16", "", "iteration", 1500.0, "us"), ("Int8", "", "iteration", 500000.0, "ns"))
 ] + [{"name": "ScopeEntry", "run_type": "iteration", "real_time": 1.0, "time_unit": "us"}]}
 
+CUDA = {"rows": [
+    {"section": "peers", "shape": [2, 3, 4], "name": "bf16", "cool_us": 100.0, "hot_us": 120.0},
+    {"section": "peers", "shape": [2, 3, 4], "name": "te_int8", "cool_us": 50.0, "hot_us": 48.0},
+    {"section": "peers", "shape": [2, 3, 4], "name": "torchao int8", "missing": "NotImplementedError: M <= 16"},
+    {"section": "peers", "shape": [2, 3, 4], "name": "again", "cool_us": 101.0, "hot_us": 121.0},
+]}
+
 
 class Report(unittest.TestCase):
     def table(self, content, statistic="min"):
@@ -71,6 +78,16 @@ class Report(unittest.TestCase):
             "| 2, 3, 4 | 4.00 | 1.50 | 0.50 | 8.0 | 3.00 |",
         ])
         self.assertEqual(self.table(GOOGLE, "median")[2, 3, 4]["fp32"], 5.0)
+
+    def test_cuda(self):
+        self.assertEqual(report.markdown(self.table(CUDA, "hot")).splitlines(), [
+            "| M, N, K | bf16 | te_int8 | torchao INT8 | of bf16 | of torchao INT8 |",
+            "|---|---|---|---|---|---|",
+            "| 2, 3, 4 | 120 | 48.00 | refuses | 2.50 | - |",
+        ])
+        for content, statistic in ((CUDA, "min"), (PEERS, "hot")):
+            with self.assertRaisesRegex(SystemExit, "expected --statistic"):
+                self.table(content, statistic)
 
     def test_other_json_is_refused(self):
         for content in ({}, {"benchmarks": []}, {"peers": []}):
