@@ -1,4 +1,5 @@
-# Compiles the kernels that CUTLASS makes, each instance by itself as it takes half a minute:
+# Compiles kernels/, which the library and the kernels' own tests are linked with, into the object libraries that
+# te_int8_kernel_libraries lists. Those that CUTLASS makes by instances, as each takes half a minute:
 # kernels/gemm_sm90.cu and gemm_sm80.cu once per tile and output type. Without CUTLASS, or without an architecture
 # that they are for, the back end "cutlass" is left out.
 set(TE_INT8_CUTLASS "" CACHE PATH
@@ -17,6 +18,18 @@ if(TE_INT8_CUTLASS)
   endif()
 endif()
 
+# te_int8_add_kernels(name source...): an object library of them.
+function(te_int8_add_kernels name)
+  add_library(${name} OBJECT ${ARGN})
+  set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Shared)
+  target_compile_features(${name} PRIVATE cxx_std_20)
+  target_link_libraries(${name} PRIVATE te_int8_cuda te_int8_flags)
+  target_sources(te_int8 PRIVATE $<TARGET_OBJECTS:${name}>)
+  set(te_int8_kernel_libraries ${te_int8_kernel_libraries} ${name} PARENT_SCOPE)
+endfunction()
+
+te_int8_add_kernels(te_int8_kernels ${te_int8_kernel_sources})
+
 # te_int8_add_gemms(source architectures outs fields tile...): an instance for each output type and tile, which is a list
 # of the values of `fields` in one word. Where TE_INT8_TILES is ONE, of the first tile only.
 function(te_int8_add_gemms source architectures outs fields)
@@ -29,10 +42,8 @@ function(te_int8_add_gemms source architectures outs fields)
       set(target te_int8_${source}_${out}_${tile})
       string(REPLACE "," "_" target ${target})
       string(REPLACE "," ";" values ${tile})
-      add_library(${target} OBJECT kernels/${source}.cu)
-      set_target_properties(${target} PROPERTIES
-        CUDA_ARCHITECTURES "${architectures}" POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Shared)
-      target_compile_features(${target} PRIVATE cxx_std_20)
+      te_int8_add_kernels(${target} kernels/${source}.cu)
+      set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
       target_include_directories(${target} SYSTEM PRIVATE
         ${te_int8_cutlass}/include ${te_int8_cutlass}/tools/util/include)
       # Without NDEBUG wgmma is serialised; the other one is for programmatic dependent launch (kernels/pdl.cuh).
@@ -40,14 +51,14 @@ function(te_int8_add_gemms source architectures outs fields)
       foreach(field value IN ZIP_LISTS fields values)
         target_compile_definitions(${target} PRIVATE TE_INT8_${field}=${value})
       endforeach()
-      target_compile_options(${target} PRIVATE --expt-relaxed-constexpr ${te_int8_ptxas_options})
+      target_compile_options(${target} PRIVATE --expt-relaxed-constexpr)
       if(TE_INT8_WERROR)
         set(launcher ${PROJECT_SOURCE_DIR}/cmake/fail_on_serialized_wgmma.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
         set_target_properties(${target} PROPERTIES CUDA_COMPILER_LAUNCHER "${launcher}")
       endif()
-      target_sources(te_int8 PRIVATE $<TARGET_OBJECTS:${target}>)
     endforeach()
   endforeach()
+  set(te_int8_kernel_libraries ${te_int8_kernel_libraries} PARENT_SCOPE)
 endfunction()
 
 set(te_int8_old_architectures ${CMAKE_CUDA_ARCHITECTURES})

@@ -13,9 +13,6 @@ if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
   endif()
 endif()
 
-# What ptxas is to fail on, as registers spilled to memory cost more than they look.
-set(te_int8_ptxas_options $<$<BOOL:${TE_INT8_WERROR}>:-Xptxas=--warn-on-spills,--warning-as-error>)
-
 # One precompiled header serves the library, the programs and the tests, as reading torch/torch.h
 # takes some 20 seconds a file. That works because all of them have exactly these flags; -fPIC stands
 # here because CMake would give -fPIE to programs, and a compiler refuses the header then.
@@ -24,7 +21,7 @@ target_compile_options(te_int8_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-fPIC;-fvisibility=hidden;-fvisibility-inlines-hidden;${te_int8_ccache_options}>
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${TE_INT8_WERROR}>>:-Werror>
-  $<$<COMPILE_LANGUAGE:CUDA>:${te_int8_ptxas_options}>)
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${TE_INT8_WERROR}>>:-Xptxas=--warn-on-spills,--warning-as-error>)
 
 file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/te_int8_pch.cpp
   CONTENT "// Gives the precompiled header a target.\n")
