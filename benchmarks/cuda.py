@@ -168,6 +168,29 @@ SECTIONS = {"gemm": (gemm, GEMM_SHAPES), "linear": (linear, LINEAR_SHAPES), "dec
             "quantize": (quantize, QUANTIZE_SHAPES)}
 
 
+class Record:
+    """What was measured, printed as it comes."""
+
+    def __init__(self):
+        self.content = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
+        print(self.content["device"], "torch", torch.__version__)
+
+    def add(self, section, shape, times, missing=None):
+        """times: {name: (cool, hot)} in microseconds, the first what the others are compared with; missing: {name: why}."""
+        base = next(iter(times.values()))
+        for name, reason in (missing or {}).items():
+            self.content["rows"].append({"section": section, "shape": shape, "name": name, "missing": reason})
+            print(f"{section:9} {str(shape):22} {name:25} {reason}", flush=True)
+        for name, (cool, hot) in times.items():
+            self.content["rows"].append({"section": section, "shape": shape, "name": name, "cool_us": cool, "hot_us": hot})
+            print(f"{section:9} {str(shape):22} {name:25} {cool:9.1f} {hot:9.1f} us   "
+                  f"x{base[0] / cool:.3f} x{base[1] / hot:.3f}", flush=True)
+
+    def save(self, path):
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.content, file, indent=1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
@@ -181,22 +204,15 @@ def main():
     torch.ops.load_library(options.library)
     torch.manual_seed(options.seed)
     random.seed(options.seed)
-    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
-    print(result["device"], "torch", result["torch"])
+    record = Record()
     with torch.no_grad():
         for section in options.section or SECTIONS:
             make, shapes = SECTIONS[section]
             for shape in shapes:
-                times = measure(make(*shape), options.rounds)
-                base = next(iter(times.values()))
-                for name, (cool, hot) in times.items():
-                    result["rows"].append({"section": section, "shape": shape, "name": name, "cool_us": cool, "hot_us": hot})
-                    print(f"{section:9} {str(shape):22} {name:25} {cool:9.1f} {hot:9.1f} us   "
-                          f"x{base[0] / cool:.3f} x{base[1] / hot:.3f}", flush=True)
+                record.add(section, shape, measure(make(*shape), options.rounds))
                 torch.cuda.empty_cache()
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+        record.save(options.json)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ a shape, is said to be so. benchmarks/cuda_requirements.txt names what is needed
 """
 
 import argparse
-import json
 import random
 
 import torch
 
-from cuda import LINEAR_SHAPES, bf16, copies, measure, ops
+from cuda import LINEAR_SHAPES, Record, bf16, copies, measure, ops
 
 SHAPES = LINEAR_SHAPES + [(16, 4096, 4096), (1, 4096, 4096)]
 ERROR_BOUND = 0.06  # of the norm; FP8 on normally distributed numbers gives 0.04, INT8 0.01
@@ -113,25 +112,15 @@ def main():
     options = parser.parse_args()
     torch.ops.load_library(options.library)
     random.seed(0)
-    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": []}
-    print(result["device"], "torch", result["torch"])
+    record = Record()
     with torch.no_grad():
         for shape in SHAPES:
             candidates, missing = candidates_for(*shape)
-            for name, reason in missing.items():
-                print(f"{str(shape):22} {name:14} {reason}", flush=True)
-                result["rows"].append({"section": "peers", "shape": shape, "name": name, "missing": reason})
-            times = measure(candidates, options.rounds)
-            base = times["bf16"]
-            for name, (cool, hot) in times.items():
-                print(f"{str(shape):22} {name:14} {cool:9.1f} {hot:9.1f} us   x{base[0] / cool:.3f} x{base[1] / hot:.3f}",
-                      flush=True)
-                result["rows"].append({"section": "peers", "shape": shape, "name": name, "cool_us": cool, "hot_us": hot})
+            record.add("peers", shape, measure(candidates, options.rounds), missing)
             del candidates
             torch.cuda.empty_cache()
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+        record.save(options.json)
 
 
 if __name__ == "__main__":
