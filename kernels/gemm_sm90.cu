@@ -166,7 +166,8 @@ using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, M
 using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
 cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_t stream) {
-  if (!allow_shared_memory<cutlass::device_kernel<Kernel>>(Kernel::SharedStorageSize)) return cudaErrorInvalidConfiguration;
+  const auto allowed = allow_shared_memory<cutlass::device_kernel<Kernel>>(Kernel::SharedStorageSize);
+  if (allowed != cudaSuccess) return allowed;
   auto m = static_cast<int>(product.m), n = static_cast<int>(product.n);
   const auto k = static_cast<int>(product.k);
   const int8_t *left = product.a, *right = product.b;

@@ -20,10 +20,11 @@ struct Linear {
 
 inline constexpr int64_t kFewRows = 8;
 
-/// Whether linear_of_few_rows computes it: at most kFewRows rows of at most 8 KB, K of whole 16 codes, aligned addresses.
+/// Whether linear_of_few_rows computes it on the current device: at most kFewRows rows of at most 8 KB, K of whole 16
+/// codes, aligned addresses, code for compute capability 8.0 or later.
 bool fits_linear_of_few_rows(const Linear& linear);
 
-/// Launches on `stream`, and returns the launch's error. Needs compute capability 8.0.
+/// Launches on `stream`, and returns the launch's error.
 cudaError_t linear_of_few_rows(const Linear& linear, int sms, cudaStream_t stream);
 
 }  // namespace te_int8::kernels

@@ -196,6 +196,7 @@ __global__ void __launch_bounds__(kThreads) few_rows(const Linear linear, int ti
 #pragma unroll 2
       for (int step = 0; step < steps; ++step) {
         __pipeline_wait_prior(kAhead - 1);
+        asm volatile("" ::: "memory");  // the wait does not tell the compiler that what is read next depends on it
         const int k = min(run + step * kStep, last);
 #pragma unroll
         for (int half = 0; half < kHalves; ++half) {
@@ -228,7 +229,8 @@ int64_t deepest(Type x) { return int64_t{kThreads} * (x == Type::Float ? kValues
 
 bool fits_linear_of_few_rows(const Linear& linear) {
   return linear.m > 0 && linear.m <= kFewRows && linear.n > 0 && linear.n <= INT_MAX && linear.k > 0 &&
-         linear.k % 16 == 0 && linear.k <= deepest(linear.x_type) && is_aligned(linear.x) && is_aligned(linear.b);
+         linear.k % 16 == 0 && linear.k <= deepest(linear.x_type) && is_aligned(linear.x) && is_aligned(linear.b) &&
+         has_image_of<few_rows<float>, 80>();
 }
 
 cudaError_t linear_of_few_rows(const Linear& linear, int sms, cudaStream_t stream) {
@@ -237,7 +239,7 @@ cudaError_t linear_of_few_rows(const Linear& linear, int sms, cudaStream_t strea
   return with_type(linear.x_type, [&](auto t) {
     using T = decltype(t);
     const int most = kRingBytes + kRows * stride_of(static_cast<int>(deepest(linear.x_type)));
-    if (!allow_shared_memory<few_rows<T>>(most)) return cudaErrorInvalidConfiguration;
+    if (const auto error = allow_shared_memory<few_rows<T>>(most); error != cudaSuccess) return error;
     const auto bytes = static_cast<std::size_t>(kRingBytes) + static_cast<std::size_t>(linear.m * stride_of(depth));
     return launch_after_producer<few_rows<T>>(
         {static_cast<unsigned>(std::min(tiles, sms)), kThreads, bytes, stream}, linear, tiles);

@@ -25,10 +25,12 @@ __device__ inline uint4 load_codes(const int8_t* codes, bool inside) {
 
 __device__ inline void mma_m16n8k32(
     int (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-#if __CUDA_ARCH__ >= 800  // older GPUs are offered no kernel that comes here
+#if __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+  __trap();  // code for an older GPU, on a later one: an error, not a wrong sum
 #endif
 }
 

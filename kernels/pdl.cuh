@@ -27,17 +27,6 @@ __device__ inline void prefetch_into_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-/// Whether the image of a kernel for the current device has these instructions: one for an older GPU has not, on
-/// whichever GPU it runs.
-template <auto kKernel>
-bool can_wait() {
-  static PerDevice can;
-  return can([] {
-    cudaFuncAttributes attributes{};
-    return cudaFuncGetAttributes(&attributes, kKernel) == cudaSuccess && attributes.ptxVersion >= 90;
-  });
-}
-
 struct Launch {
   dim3 grid, block;
   std::size_t shared_bytes;
@@ -57,7 +46,7 @@ cudaError_t launch_after_producer(const Launch& launch, const Arguments&... argu
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = launch.stream;
   config.attrs = &early;
-  config.numAttrs = can_wait<kKernel>() ? 1 : 0;
+  config.numAttrs = has_image_of<kKernel, 90>() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kKernel, arguments...);
 }
 

@@ -26,8 +26,8 @@ cudaError_t quantize_columns(
     Type type, const void* x, int64_t rows, int64_t columns, void* workspace, int8_t* codes_t, float* scales_t,
     cudaStream_t stream);
 
-/// What quantize_rows and quantize_columns give, both, and where the matrix is large in less time: 6 bytes are moved for
-/// a value of 2, where they move 7.
+/// What quantize_rows and quantize_columns give, both, and where the matrix is large in less time: it is read twice, where
+/// they read it three times.
 cudaError_t quantize_rows_and_columns(
     Type type, const void* x, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
     int8_t* codes_t, float* scales_t, cudaStream_t stream);

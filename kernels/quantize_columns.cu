@@ -159,13 +159,13 @@ __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
   if (i < 8 * M::kWords) {
-    uint32_t most = 0;
+    uint32_t of_tile = 0;
 #pragma unroll
-    for (int w = 0; w < kThreads / 32; ++w) most = M::larger(most, of_warp[w][i]);
+    for (int w = 0; w < kThreads / 32; ++w) of_tile = M::larger(of_tile, of_warp[w][i]);
 #pragma unroll
     for (int c = 0; c < M::kColumns; ++c) {
       const int64_t column = left + i % 8 * kValues<T> + i / 8 * M::kColumns + c;
-      if (column < x.columns) atomicMax(amax + column, M::bits(most, c));
+      if (column < x.columns) atomicMax(amax + column, M::bits(of_tile, c));
     }
   }
 }

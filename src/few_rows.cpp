@@ -4,7 +4,11 @@
 
 namespace te_int8::inline v0::detail {
 
-bool fits_linear_of_few_rows(const at::Tensor& /*x*/, const at::Tensor& /*codes*/) { return false; }
+bool fits_linear_of_few_rows(
+    const at::Tensor& /*x*/, const at::Tensor& /*codes*/, const at::Tensor& /*scales*/,
+    const std::optional<at::Tensor>& /*bias*/) {
+  return false;
+}
 
 at::Tensor linear_of_few_rows(
     const at::Tensor& /*x*/, const at::Tensor& /*codes*/, const at::Tensor& /*scales*/,

@@ -146,7 +146,7 @@ TEST_CASE("a layer of few rows in one kernel gives what its codes and their prod
         const auto scales = torch::rand({i % 5 == 0 ? 1 : columns});
         const auto bias = i % 2 == 0 ? Optional() : Optional(torch::randn({columns}).to(kFloats[static_cast<std::size_t>(i) / 2 % 4]));
         const auto [x_codes, x_scales] = ops::quantize_rows(x);
-        if (te_int8::detail::fits_linear_of_few_rows(x, codes)) ++in_one_kernel;
+        if (te_int8::detail::fits_linear_of_few_rows(x, codes, scales, bias)) ++in_one_kernel;
         REQUIRE(same(
             ops::linear_prequantized(x, codes, scales, bias, {}, out),
             ops::scaled_mm(x_codes, codes, x_scales, scales, bias, out)));

@@ -286,3 +286,30 @@ TEST_CASE("a second derivative raises for the bias of 2-D and 3-D inputs", "[gua
   const auto message = error_of([&] { gradients[0].pow(2).sum().backward(); });
   CHECK(message.find("expected a first-order backward") != std::string::npos);
 }
+
+TEST_CASE("a bias that does not fit is refused, however few rows there are", "[guard][bias]") {
+  const int64_t rows = GENERATE(1, 4, 40);
+  const auto wrong = GENERATE(torch::zeros({1}), torch::zeros({64}), torch::zeros({32}, at::kInt), torch::zeros({2, 16}));
+  CAPTURE(rows, wrong.sizes(), wrong.scalar_type());
+  const torch::NoGradGuard no_grad;
+  nn::Linear layer(64, 32);
+  te_int8::QuantizedLinear quantized(layer.ptr(), Mode::Inference);
+  quantized->bias = wrong;
+  const auto x = torch::randn({rows, 64});
+  CHECK(error_of([&] { quantized->forward(x); }).find("expected bias") != std::string::npos);
+}
+
+TEST_CASE("operands with a negative bit count as what they stand for, however few rows there are", "[guard][bias]") {
+  const int64_t rows = GENERATE(1, 4, 40);
+  const auto x = torch::randn({rows, 64}), weight = torch::randn({32, 64}), bias = torch::randn({32});
+  const auto expected = te_int8::ops::linear(x, weight, bias);
+  CHECK(same(te_int8::ops::linear(x, weight, bias.neg()._neg_view()), expected));
+  CHECK(same(te_int8::ops::linear(x.neg()._neg_view(), weight, bias), expected));
+  const torch::NoGradGuard no_grad;
+  nn::Linear layer(64, 32);
+  te_int8::QuantizedLinear quantized(layer.ptr(), Mode::Inference);
+  quantized->weight = weight;
+  quantized->bias = bias.neg()._neg_view();
+  CHECK(same(quantized->forward(x), expected));
+  CHECK(same(quantized->forward(x.neg()._neg_view()), expected));
+}

@@ -47,6 +47,7 @@ struct LinearCall {
   LinearConfig config;
   at::ScalarType out_dtype;
   std::shared_ptr<Operand> x = nullptr, weight = nullptr;
+  bool codes_inside = false;                   ///< makes_codes_inside, and no backward needs the codes
   GradientCount gradients = nullptr;           ///< of the weight, where a cache wants to know
   std::shared_ptr<CallCount> count = nullptr;  ///< where somebody counts
   /// Not empty: whichever of these is added next goes into the epilogue, see Note [Deferred bias].
@@ -79,8 +80,10 @@ inline at::Tensor multiply_codes(
 }
 
 /// Whether one kernel computes the layer, so that nobody but it needs codes of x.
-inline bool makes_codes_inside(const at::Tensor& x, const Operand& weight, const LinearConfig& config) {
-  return !config.x_granularity.is_per_tensor() && fits_linear_of_few_rows(x, weight.data());
+inline bool makes_codes_inside(
+    const at::Tensor& x, const Operand& weight, const at::Tensor& bias, const LinearConfig& config) {
+  return !config.x_granularity.is_per_tensor() &&
+         fits_linear_of_few_rows(x, weight.data(), weight.scales(), as_optional(bias));
 }
 
 /// The forward alone. `x` and `weight` may be undefined where the call brings their codes. `keeps_x`: the backward will
@@ -97,7 +100,7 @@ inline at::Tensor linear_forward(
   }
   if (!call.weight) call.weight = Operand::make(weight, quantized_form(config.weight_granularity));
   at::Tensor y;
-  if (!call.x && !keeps_x && makes_codes_inside(x, *call.weight, config)) {
+  if (call.codes_inside || (!call.x && !keeps_x && makes_codes_inside(x, *call.weight, bias, config))) {
     y = linear_of_few_rows(x, call.weight->data(), call.weight->scales(), as_optional(bias), dtype);
   } else {
     if (!call.x) call.x = Operand::make(x, quantized_form(config.x_granularity));

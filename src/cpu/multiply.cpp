@@ -25,7 +25,7 @@ constexpr int64_t kBlock = 96;  ///< rows of x that are multiplied while they ar
 /// Values for all columns of all panels, so that kernels read whole vectors; empty where there are none.
 std::vector<float> by_column(const OptionalTensor& values, int64_t columns) {
   if (!values) return {};
-  const auto dense = values->to(at::kFloat).contiguous();
+  const auto dense = values->resolve_neg().to(at::kFloat).contiguous();
   const auto* from = dense.const_data_ptr<float>();
   std::vector<float> padded(static_cast<std::size_t>(cpu::panels(columns) * cpu::kPanel), 0.0F);
   if (dense.numel() == 1) {
@@ -105,11 +105,12 @@ Tensor pack_codes(const Tensor& codes) {
 Tensor scaled_mm_packed(
     const Tensor& a, const Tensor& packed, int64_t columns, const OptionalTensor& a_scales,
     const OptionalTensor& b_scales, const OptionalTensor& bias, at::ScalarType dtype) {
+  if (bias) check_bias("scaled_mm", *bias, columns, a.device());  // layers come here past the operation, which checks too
   const int64_t rows = a.size(0), depth = a.size(1);
   auto result = cpu::empty({rows, columns}, dtype);
   if (result.numel() == 0) return result;
-  const auto x = a.contiguous();
-  const auto x_scales = a_scales ? a_scales->contiguous() : Tensor();
+  const auto x = a.resolve_neg().contiguous();
+  const auto x_scales = a_scales ? a_scales->resolve_neg().contiguous() : Tensor();
   const auto w_scales = by_column(b_scales, columns), added = by_column(bias, columns);
   const auto* panels = packed.const_data_ptr<uint8_t>();
   const int64_t panel_count = cpu::panels(columns);

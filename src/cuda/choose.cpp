@@ -42,8 +42,8 @@ const char* forced_kernels() {
 
 bool kernels_are_forced() { return forced_kernels() != nullptr; }
 
-bool may_be_chosen(const std::string& kernel) {
-  return !kernels_are_forced() || kernel.find(forced_kernels()) != std::string::npos;
+bool may_be_chosen(std::string_view kernel) {
+  return !kernels_are_forced() || kernel.find(forced_kernels()) != std::string_view::npos;
 }
 
 namespace {
@@ -73,7 +73,7 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   std::ranges::sort(result, {}, rank);
   TORCH_CHECK_VALUE(
       !result.empty() || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
-      "name of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
+      "description of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
   return result;
 }
 
@@ -182,9 +182,12 @@ Candidate fastest(
   std::ranges::sort(timed, {}, &Timed::ms);
   const float ms = std::max(timed.front().ms, 1e-3F);
   std::map<std::string, int> taken;
-  std::erase_if(timed, [&](const Timed& entry) {
-    return entry.ms > kWorthAnotherLook * ms || ++taken[family(entry.candidate)] > kOfAFamily;
-  });
+  std::vector<Timed> finalists;
+  for (const auto& entry : timed) {
+    if (entry.ms > kWorthAnotherLook * ms) break;
+    if (++taken[family(entry.candidate)] <= kOfAFamily) finalists.push_back(entry);
+  }
+  timed = std::move(finalists);
   const int count = std::clamp(static_cast<int>(kTimedMs / ms), 2, 20);
   in_turns(5, count, cold ? 0 : ms > kBoundByPowerMs ? static_cast<int>(kAloneMs / ms) : count);
   return std::ranges::min_element(timed, {}, &Timed::ms)->candidate;

@@ -3,7 +3,7 @@
 
 #include <functional>
 #include <optional>
-#include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -48,6 +48,6 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product);
 bool kernels_are_forced();
 
 /// Whether it is not set, or to a part of this name.
-bool may_be_chosen(const std::string& kernel);
+bool may_be_chosen(std::string_view kernel);
 
 }  // namespace te_int8::cuda

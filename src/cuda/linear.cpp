@@ -1,6 +1,10 @@
 // A whole linear layer of few rows on CUDA tensors, by the kernel of kernels/linear.h.
 #include "../../kernels/linear.h"
 
+#include <algorithm>
+#include <initializer_list>
+#include <string_view>
+
 #include <ATen/TensorSubclassLikeUtils.h>
 
 #include <te_int8/detail/few_rows.h>
@@ -12,12 +16,12 @@
 namespace te_int8::inline v0::detail {
 namespace {
 
-constexpr const char* kName = "few rows, codes included";
+constexpr std::string_view kName = "few rows, codes included";
 
 bool is_wanted() {
   const auto backend = current_backend();
   if (backend != Backend::Auto && backend != Backend::Cutlass) return false;
-  return cuda::may_be_chosen(kName) && !cuda::leave_to_reference() && cuda::capability() >= 80 && cuda::capability() <= 90;
+  return cuda::may_be_chosen(kName) && !cuda::leave_to_reference() && cuda::capability() <= 90;
 }
 
 kernels::Linear layer_of(const at::Tensor& x, const at::Tensor& codes) {
@@ -33,10 +37,23 @@ kernels::Linear layer_of(const at::Tensor& x, const at::Tensor& codes) {
 
 }  // namespace
 
-bool fits_linear_of_few_rows(const at::Tensor& x, const at::Tensor& codes) {
-  if (!x.is_cuda() || at::isTensorSubclassLike(x) || at::isTensorSubclassLike(codes)) return false;
-  if (x.scalar_type() == at::kDouble || x.is_neg() || !x.is_contiguous() || !codes.is_contiguous()) return false;
-  return kernels::fits_linear_of_few_rows(layer_of(x, codes)) && (cuda::OnDeviceOf(x), is_wanted());
+bool fits_linear_of_few_rows(
+    const at::Tensor& x, const at::Tensor& codes, const at::Tensor& scales, const std::optional<at::Tensor>& bias) {
+  const auto is_one_of = [](const at::Tensor& t, std::initializer_list<at::ScalarType> types) {
+    return std::ranges::find(types, t.scalar_type()) != types.end();
+  };
+  /// Whether its memory, on the device of x, holds its values: the dispatcher sees to all else, and is not asked here.
+  const auto is_plain = [&](const at::Tensor& t) {
+    return t.device() == x.device() && !at::isTensorSubclassLike(t) && !t.is_neg() && !t._is_zerotensor();
+  };
+  if (!x.is_cuda() || !is_plain(x) || !is_plain(codes) || !is_plain(scales)) return false;
+  if (!is_one_of(x, {at::kFloat, at::kHalf, at::kBFloat16}) || !x.is_contiguous() || !codes.is_contiguous()) return false;
+  if (bias && (!is_plain(*bias) || bias->dim() != 1 || bias->size(0) != codes.size(0) ||
+               !is_one_of(*bias, {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}))) {
+    return false;
+  }
+  const cuda::OnDeviceOf device(x);
+  return kernels::fits_linear_of_few_rows(layer_of(x, codes)) && is_wanted();
 }
 
 at::Tensor linear_of_few_rows(

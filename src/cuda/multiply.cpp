@@ -94,8 +94,8 @@ Tensor scaled_mm(
     const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
     const OptionalTensor& bias, std::optional<at::ScalarType> out_dtype) {
   const auto dtype = detail::check_scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
-  if (leave_to_reference()) return reference::scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
   const OnDeviceOf device(a);
+  if (leave_to_reference()) return reference::scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
   if (a.size(1) > detail::kMaxInt32Depth) {
     return reference::epilogue(sums_of_pieces(a, b), a_scales, b_scales, bias, dtype);
   }

@@ -16,8 +16,8 @@ using Codes = std::tuple<Tensor, Tensor>;
 Codes quantize_rows(const Tensor& x, std::string_view granularity) {
   detail::check_float("quantize_rows", "x", x);
   const bool per_tensor = detail::is_per_tensor("quantize_rows", granularity);
-  if (leave_to_reference() || x.dim() == 0) return reference::quantize_rows(x, granularity);
   const OnDeviceOf device(x);
+  if (leave_to_reference() || x.dim() == 0) return reference::quantize_rows(x, granularity);
   const auto values = dense(x);
   auto codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
   const auto rows = x.sizes().slice(0, x.dim() - 1);
@@ -48,8 +48,8 @@ struct Columns {
 Codes quantize_columns(const Tensor& x) {
   detail::check_float("quantize_columns", "x", x);
   detail::check_dim("quantize_columns", "x", x, 2);
-  if (leave_to_reference()) return reference::quantize_columns(x);
   const OnDeviceOf device(x);
+  if (leave_to_reference()) return reference::quantize_columns(x);
   const auto values = dense(x);
   const Columns columns(values);
   C10_CUDA_CHECK(kernels::quantize_columns(
@@ -62,8 +62,8 @@ Codes quantize_columns(const Tensor& x) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_rows_and_columns(const Tensor& x) {
   detail::check_float("quantize_rows_and_columns", "x", x);
   detail::check_dim("quantize_rows_and_columns", "x", x, 2);
-  if (leave_to_reference()) return std::tuple_cat(reference::quantize_rows(x, "row"), reference::quantize_columns(x));
   const OnDeviceOf device(x);
+  if (leave_to_reference()) return std::tuple_cat(reference::quantize_rows(x, "row"), reference::quantize_columns(x));
   const auto values = dense(x);
   auto codes = at::empty(x.sizes(), x.options().dtype(at::kChar));
   auto scales = at::empty({x.size(0)}, x.options().dtype(at::kFloat));
@@ -79,8 +79,8 @@ Codes requantize_columns(const Tensor& codes, const Tensor& scales) {
   detail::check_int8("requantize_columns", "codes", codes);
   detail::check_dim("requantize_columns", "codes", codes, 2);
   detail::check_scales("requantize_columns", "scales", scales, codes.size(0), codes);
-  if (leave_to_reference()) return reference::requantize_columns(codes, scales);
   const OnDeviceOf device(codes);
+  if (leave_to_reference()) return reference::requantize_columns(codes, scales);
   const auto values = codes.contiguous(), row_scales = scales.contiguous();
   const Columns columns(values);
   C10_CUDA_CHECK(kernels::requantize_columns(

@@ -106,9 +106,9 @@ class QuantizedLayer {
       if (int8_output() || (config_.grad_input == Precision::Int8 && x.requires_grad())) {
         weight_operand(call, whole, part, trained);
       }
-      const bool inside = int8_output() && !trained && deferred_biases.empty() &&
-                          makes_codes_inside(x, *call.weight, config_);
-      if (!inside && (int8_output() || (config_.grad_weight == Precision::Int8 && part.rows.requires_grad()))) {
+      call.codes_inside = int8_output() && !trained && deferred_biases.empty() &&
+                          makes_codes_inside(x, *call.weight, bias, config_);
+      if (!call.codes_inside && (int8_output() || (config_.grad_weight == Precision::Int8 && part.rows.requires_grad()))) {
         call.x = x_operand(x);
       }
     }

@@ -30,12 +30,6 @@ class StreamStamp {
   bool is_current() const {
     return !stream_ || (current(stream_->device()) == *stream_ && capture_of(stream_->device()) == capture_);
   }
-  /// Whether what was computed there may be used now, by whoever waits for it: not what a graph computes outside of it.
-  bool usable_now() const { return capture_ == 0 || capture_ == capture_of(stream_->device()); }
-  /// Whether a graph is being captured now, and this is not a part of it.
-  bool before_capture() const {
-    return stream_ && capture_ == 0 && capture_of(stream_->device()) != 0;
-  }
 
  protected:
   static c10::Stream current(c10::Device device) {
@@ -53,6 +47,14 @@ class StreamPoint : public StreamStamp {
     if (!stream_) return;
     reached_ = std::make_shared<c10::Event>(device.type());
     reached_->record(*stream_);
+  }
+
+  /// Whether what was computed until then may be used now, by whoever waits for it: not what a graph computes outside of
+  /// it.
+  bool usable_now() const { return capture_ == 0 || capture_ == capture_of(stream_->device()); }
+  /// Whether a graph is being captured now, and this is not a point of it.
+  bool before_capture() const {
+    return stream_ && capture_ == 0 && capture_of(stream_->device()) != 0;
   }
 
   /// Makes the current stream wait for that point, and tells the allocator that it uses `tensors`. During a
