@@ -12,6 +12,18 @@
 namespace te_int8::kernels {
 namespace {
 
+/// 16 codes, zeros where not `inside`. Volatile, so that a thread's loads stay together and before their use.
+__device__ uint4 load_codes(const int8_t* codes, bool inside) {
+  uint4 words;
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+      "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+      : "=&r"(words.x), "=&r"(words.y), "=&r"(words.z), "=&r"(words.w)
+      : "l"(codes), "r"(static_cast<int>(inside)));
+  return words;
+}
+
 /// 16 * kTiles weights by 8 * kGroups rows of a; the warps of a block share K and add up in shared memory.
 template <int kTiles, int kGroups, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, 1) few_rows(const Product product) {

@@ -1,4 +1,4 @@
-// mma.m16n8k32 on codes, and how threads load its operands.
+// mma.m16n8k32 on codes.
 //
 // A sum does not mind in which order its terms come, so a thread loads 16 consecutive codes of K, where the instruction's
 // layout has four groups of four from different places, and both operands are permuted alike.
@@ -10,18 +10,6 @@ namespace te_int8::kernels {
 
 /// Codes of K that a warp multiplies at once: 16 for each of the four threads that share a row.
 constexpr int kMmaDepth = 64;
-
-/// 16 codes, zeros where not `inside`. Volatile, so that a thread's loads stay together and before their use.
-__device__ inline uint4 load_codes(const int8_t* codes, bool inside) {
-  uint4 words;
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %5, 0;\n"
-      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
-      "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-      : "=&r"(words.x), "=&r"(words.y), "=&r"(words.z), "=&r"(words.w)
-      : "l"(codes), "r"(static_cast<int>(inside)));
-  return words;
-}
 
 __device__ inline void mma_m16n8k32(
     int (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {

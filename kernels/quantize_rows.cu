@@ -1,110 +1,18 @@
-// Codes by row, and by tensor. A thread holds pieces of 16 values: two or four loads of 16 bytes, one store.
+// Codes by row, and by tensor.
 #include <algorithm>
 #include <bit>
-#include <type_traits>
 
 #include "launch.h"
 #include "numbers.cuh"
 #include "pdl.cuh"
+#include "piece.cuh"
 #include "quantize.h"
-#include "rows_and_maxima.h"
 
 namespace te_int8::kernels {
 namespace {
 
-constexpr int kPiece = 16;
 constexpr int kMaxThreads = 1024;
-constexpr int kRowThreads = 256;  ///< of a row whose columns' maxima are found too
 constexpr unsigned kFewBlocks = 1024;  ///< where a consumer's head start is worth what it costs each block
-
-/// The 16 values of one thread, of a run of 16 * `threads` values that begins at x: consecutive ones where
-/// memory is aligned, else every `threads`-th, so that neighbours read neighbours.
-template <typename T, bool kAligned>
-class Piece {
- public:
-  __device__ void load(const T* x, int64_t count, int threads, int thread) {
-    if constexpr (kAligned) {
-      if (thread * kPiece < count) {
-        const auto* from = reinterpret_cast<const uint4*>(x) + thread * kWords;
-#pragma unroll
-        for (int i = 0; i < kWords; ++i) held_[i] = from[i];
-      } else {
-#pragma unroll
-        for (int i = 0; i < kWords; ++i) held_[i] = make_uint4(0, 0, 0, 0);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPiece; ++i) {
-        const int64_t at = static_cast<int64_t>(i) * threads + thread;
-        held_[i] = at < count ? to_float(x[at]) : 0.0F;
-      }
-    }
-  }
-
-  /// Raises `maxima`, magnitudes as bits, to those of the values: of as many in a word as there is room for.
-  template <int kCount>
-  __device__ void raise(uint32_t (&maxima)[kCount]) const {
-    static_assert(kAligned && kCount == 4 * kWords);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const uint32_t word = word_of(held_[i / 4], i % 4);
-      if constexpr (sizeof(T) == 4) {
-        maxima[i] = max(maxima[i], word & 0x7fffffffU);
-      } else {
-        maxima[i] = __vmaxu2(maxima[i], word & 0x7fff7fffU);
-      }
-    }
-  }
-
-  __device__ uint32_t amax() const {
-    uint32_t result = 0;
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) result = max(result, magnitude(value(i)));
-    return result;
-  }
-
-  /// Where kOnceOnly, past what the L2 cache holds.
-  template <bool kOnceOnly = false>
-  __device__ void store(int8_t* codes, int64_t count, int threads, int thread, float inverse) const {
-    uint32_t packed[kPiece / 4];
-#pragma unroll
-    for (int i = 0; i < kPiece / 4; ++i) {
-      packed[i] = pack(
-          code_of(value(4 * i), inverse), code_of(value(4 * i + 1), inverse),
-          code_of(value(4 * i + 2), inverse), code_of(value(4 * i + 3), inverse), inverse);
-    }
-    if constexpr (kAligned) {
-      if (thread * kPiece < count) {
-        const uint4 words = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-        auto* to = reinterpret_cast<uint4*>(codes) + thread;
-        if constexpr (kOnceOnly) {
-          __stcs(to, words);
-        } else {
-          *to = words;
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPiece; ++i) {
-        const int64_t at = static_cast<int64_t>(i) * threads + thread;
-        if (at < count) codes[at] = static_cast<int8_t>(packed[i / 4] >> 8 * (i % 4));
-      }
-    }
-  }
-
- private:
-  static constexpr int kWords = kPiece * static_cast<int>(sizeof(T)) / 16;
-
-  __device__ float value(int i) const {
-    if constexpr (kAligned) {
-      return value_of<T>(held_[i * kWords / kPiece], i % (kPiece / kWords));
-    } else {
-      return held_[i];
-    }
-  }
-
-  std::conditional_t<kAligned, uint4[kWords], float[kPiece]> held_;
-};
 
 /// The maximum over a block of whole warps.
 __device__ uint32_t block_max(uint32_t value) {
@@ -205,61 +113,6 @@ __global__ void scale_of_tensor(float* amax_then_scale) {
   *amax_then_scale = step_of(__float_as_uint(*amax_then_scale)).scale;
 }
 
-/// Rows in registers, a block a row, the next one on its way, and the maxima of the columns too: column_amax is zero
-/// before, and holds the bits of max |x| after.
-template <typename T, int kPieces>
-__global__ void __launch_bounds__(kRowThreads) rows_and_maxima(
-    const T* __restrict__ x, int64_t rows, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales,
-    uint32_t* __restrict__ column_amax) {
-  constexpr int kWords = kPiece * static_cast<int>(sizeof(T)) / 4, kInWord = kPiece / kWords, kWarps = kRowThreads / 32;
-  __shared__ uint32_t of_warp[2][kWarps];  // of this row and the next, so that one barrier a row is enough
-  __shared__ uint32_t turned[kWarps][32][kPiece + 1];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const auto begin = [&](int piece) { return static_cast<int64_t>(piece) * kRowThreads * kPiece; };
-  uint32_t maxima[kPieces][kWords] = {};
-  Piece<T, true> pieces[kPieces], next[kPieces];
-  const auto load_next = [&](int64_t row) {
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      next[p].load(x + row * width + begin(p), row < rows ? width - begin(p) : 0, kRowThreads, thread);
-    }
-  };
-  load_next(blockIdx.x);
-  int turn = 0;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
-    uint32_t amax = 0;
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      pieces[p] = next[p];
-      amax = max(amax, pieces[p].amax());
-      pieces[p].raise(maxima[p]);
-    }
-    load_next(row + gridDim.x);
-    amax = warp_max(amax);
-    if (lane == 0) of_warp[turn][warp] = amax;
-    __syncthreads();
-    const Step step = step_of(warp_max(lane < kWarps ? of_warp[turn][lane] : 0));
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      pieces[p].template store<true>(codes + row * width + begin(p), width - begin(p), kRowThreads, thread, step.inverse);
-    }
-    if (thread == 0) scales[row] = step.scale;
-  }
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {  // turned, so that the atomics of a warp go to neighbours
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) {
-      turned[warp][lane][i] = magnitude(value_of<T>(make_uint4(maxima[p][i / kInWord], 0, 0, 0), i % kInWord));
-    }
-    __syncwarp();
-    for (int i = lane; i < 32 * kPiece; i += 32) {
-      const int64_t column = begin(p) + static_cast<int64_t>(warp) * 32 * kPiece + i;
-      if (column < width) atomicMax(column_amax + column, turned[warp][i / kPiece][i % kPiece]);
-    }
-  }
-}
-
 template <typename T>
 bool aligned_rows(const void* x, int64_t width, const void* codes) {
   return is_aligned(x) && is_aligned(codes) && width % kPiece == 0;
@@ -306,34 +159,6 @@ cudaError_t quantize_rows(
       return launch_rows<T, decltype(aligned)::value>(
           static_cast<const T*>(x), rows, width, codes, scales, stream);
     });
-  });
-}
-
-bool fits_rows_and_maxima(Type type, const void* x, int64_t rows, int64_t width, const int8_t* codes) {
-  constexpr int64_t kNarrowest = 2048, kFewestBytes = 32 << 20;  // below, a pass for each is as fast or faster
-  const int64_t element = type == Type::Float ? 4 : 2;
-  return width >= kNarrowest && width * element <= 32 * 1024 && rows * width * element >= kFewestBytes &&
-         is_aligned(x) && is_aligned(codes) && width % kPiece == 0;
-}
-
-cudaError_t quantize_rows_finding_maxima(
-    Type type, const void* x, int64_t rows, int64_t width, int sms, int8_t* codes, float* scales, uint32_t* column_amax,
-    cudaStream_t stream) {
-  return with_type(type, [&](auto t) {
-    using T = decltype(t);
-    const auto launch = [&](auto kernel) {
-      int blocks = 0;
-      const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kRowThreads, 0);
-      if (error != cudaSuccess) return error;
-      kernel<<<static_cast<unsigned>(std::min<int64_t>(rows, int64_t{sms} * blocks)), kRowThreads, 0, stream>>>(
-          static_cast<const T*>(x), rows, width, codes, scales, column_amax);
-      return cudaGetLastError();
-    };
-    const int64_t pieces = ceil_div(width, kRowThreads * kPiece);
-    if (pieces <= 1) return launch(rows_and_maxima<T, 1>);
-    if (pieces <= 2) return launch(rows_and_maxima<T, 2>);
-    if constexpr (sizeof(T) == 2) return launch(rows_and_maxima<T, 4>);
-    return cudaErrorInvalidValue;
   });
 }
 

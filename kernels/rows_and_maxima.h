@@ -1,4 +1,4 @@
-// Between quantize_rows.cu and quantize_columns.cu, for codes by row and by column of one matrix.
+// Codes by row with the maxima of the columns: the first half of quantize_rows_and_columns.
 #pragma once
 
 #include "types.h"

@@ -1,0 +1,101 @@
+// What a thread holds of a row that a block makes codes of: two or four loads of 16 bytes, one store.
+#pragma once
+
+#include <type_traits>
+
+#include "numbers.cuh"
+
+namespace te_int8::kernels {
+
+constexpr int kPiece = 16;
+
+/// The 16 values of one thread, of a run of 16 * `threads` values that begins at x: consecutive ones where
+/// memory is aligned, else every `threads`-th, so that neighbours read neighbours.
+template <typename T, bool kAligned>
+class Piece {
+ public:
+  __device__ void load(const T* x, int64_t count, int threads, int thread) {
+    if constexpr (kAligned) {
+      if (thread * kPiece < count) {
+        const auto* from = reinterpret_cast<const uint4*>(x) + thread * kWords;
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) held_[i] = from[i];
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) held_[i] = make_uint4(0, 0, 0, 0);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) {
+        const int64_t at = static_cast<int64_t>(i) * threads + thread;
+        held_[i] = at < count ? to_float(x[at]) : 0.0F;
+      }
+    }
+  }
+
+  /// Raises `maxima`, magnitudes as bits, to those of the values: of as many in a word as there is room for.
+  template <int kCount>
+  __device__ void raise(uint32_t (&maxima)[kCount]) const {
+    static_assert(kAligned && kCount == 4 * kWords);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const uint32_t word = word_of(held_[i / 4], i % 4);
+      if constexpr (sizeof(T) == 4) {
+        maxima[i] = max(maxima[i], word & 0x7fffffffU);
+      } else {
+        maxima[i] = __vmaxu2(maxima[i], word & 0x7fff7fffU);
+      }
+    }
+  }
+
+  __device__ uint32_t amax() const {
+    uint32_t result = 0;
+#pragma unroll
+    for (int i = 0; i < kPiece; ++i) result = max(result, magnitude(value(i)));
+    return result;
+  }
+
+  /// Where kOnceOnly, past what the L2 cache holds.
+  template <bool kOnceOnly = false>
+  __device__ void store(int8_t* codes, int64_t count, int threads, int thread, float inverse) const {
+    uint32_t packed[kPiece / 4];
+#pragma unroll
+    for (int i = 0; i < kPiece / 4; ++i) {
+      packed[i] = pack(
+          code_of(value(4 * i), inverse), code_of(value(4 * i + 1), inverse),
+          code_of(value(4 * i + 2), inverse), code_of(value(4 * i + 3), inverse), inverse);
+    }
+    if constexpr (kAligned) {
+      if (thread * kPiece < count) {
+        const uint4 words = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+        auto* to = reinterpret_cast<uint4*>(codes) + thread;
+        if constexpr (kOnceOnly) {
+          __stcs(to, words);
+        } else {
+          *to = words;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) {
+        const int64_t at = static_cast<int64_t>(i) * threads + thread;
+        if (at < count) codes[at] = static_cast<int8_t>(packed[i / 4] >> 8 * (i % 4));
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWords = kPiece * static_cast<int>(sizeof(T)) / 16;
+
+  __device__ float value(int i) const {
+    if constexpr (kAligned) {
+      return value_of<T>(held_[i * kWords / kPiece], i % (kPiece / kWords));
+    } else {
+      return held_[i];
+    }
+  }
+
+  std::conditional_t<kAligned, uint4[kWords], float[kPiece]> held_;
+};
+
+}  // namespace te_int8::kernels
