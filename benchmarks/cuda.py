@@ -191,19 +191,30 @@ class Record:
             json.dump(self.content, file, indent=1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description, rounds):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
-    parser.add_argument("--section", action="append", choices=list(SECTIONS))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json")
     parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def begin(parser):
+    """The options, with the library loaded."""
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU that torch can use, found none")
     torch.ops.load_library(options.library)
     torch.manual_seed(options.seed)
     random.seed(options.seed)
+    return options
+
+
+def main():
+    parser = parser_of(__doc__, rounds=15)
+    parser.add_argument("--section", action="append", choices=list(SECTIONS))
+    options = begin(parser)
     record = Record()
     with torch.no_grad():
         for section in options.section or SECTIONS:

@@ -13,12 +13,9 @@ Timed as benchmarks/cuda.py does it. Each result is compared with that of bf16 b
 a shape, is said to be so. benchmarks/cuda_requirements.txt names what is needed, report.py makes a table and a plot.
 """
 
-import argparse
-import random
-
 import torch
 
-from cuda import LINEAR_SHAPES, Record, bf16, copies, measure, ops
+from cuda import LINEAR_SHAPES, Record, begin, bf16, copies, measure, ops, parser_of
 
 SHAPES = LINEAR_SHAPES + [(16, 4096, 4096), (1, 4096, 4096)]
 ERROR_BOUND = 0.06  # of the norm; FP8 on normally distributed numbers gives 0.04, INT8 0.01
@@ -105,13 +102,7 @@ def candidates_for(m, n, k):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json")
-    options = parser.parse_args()
-    torch.ops.load_library(options.library)
-    random.seed(0)
+    options = begin(parser_of(__doc__, rounds=7))
     record = Record()
     with torch.no_grad():
         for shape in SHAPES:
