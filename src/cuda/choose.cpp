@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
-#include <exception>
 #include <iostream>
 #include <map>
 #include <mutex>
-#include <random>
 #include <sstream>
 #include <tuple>
 #include <utility>
@@ -16,6 +14,7 @@
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 
 #include "device.h"
+#include "fastest.h"
 
 namespace te_int8::cuda {
 
@@ -78,120 +77,6 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
 }
 
 namespace {
-
-class Event {
- public:
-  Event() { C10_CUDA_CHECK(cudaEventCreate(&event_)); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
-/// Times candidates on a stream.
-class Stopwatch {
- public:
-  /// Where `cold`, weights are read from memory at every call, as in decoding: whatever the caches held is replaced first.
-  Stopwatch(cudaStream_t stream, bool cold) : stream_(stream) {
-    if (!cold) return;
-    const int64_t bytes = 2 * int64_t{at::cuda::getCurrentDeviceProperties()->l2CacheSize};
-    other_ = at::empty({bytes}, at::TensorOptions(at::kCUDA).dtype(at::kByte));
-  }
-
-  /// Milliseconds of one of `count` calls of f.
-  float time(int count, const std::function<void()>& f) {
-    if (!other_.defined()) return elapsed(count, f) / static_cast<float>(count);
-    float total = 0;
-    for (int i = 0; i < count; ++i) {
-      C10_CUDA_CHECK(cudaMemsetAsync(other_.data_ptr(), 0, static_cast<std::size_t>(other_.numel()), stream_));
-      total += elapsed(1, f);
-    }
-    return total / static_cast<float>(count);
-  }
-
- private:
-  float elapsed(int count, const std::function<void()>& f) {
-    C10_CUDA_CHECK(cudaEventRecord(begin_.get(), stream_));
-    for (int i = 0; i < count; ++i) f();
-    C10_CUDA_CHECK(cudaEventRecord(end_.get(), stream_));
-    C10_CUDA_CHECK(cudaEventSynchronize(end_.get()));
-    float ms = 0;
-    C10_CUDA_CHECK(cudaEventElapsedTime(&ms, begin_.get(), end_.get()));
-    return ms;
-  }
-
-  cudaStream_t stream_;
-  at::Tensor other_;
-  Event begin_, end_;
-};
-
-/// A kernel's name without what else can be chosen about it.
-std::string family(const Candidate& candidate) {
-  const auto* gemm = std::get_if<const kernels::Gemm*>(&candidate);
-  return gemm == nullptr ? "cublaslt" : (*gemm)->name;
-}
-
-/// All of them in turns; then the best two of each family again, each after it has run for a while by itself. Large
-/// products are bound by power: in turns all have the clock that their mean power allows, and what counts is how many
-/// cycles they take; by itself a kernel that takes more cycles with less power is perhaps the faster one. The times are
-/// medians of the rounds.
-Candidate fastest(
-    const std::vector<Candidate>& candidates, cudaStream_t stream, bool cold,
-    const std::function<void(const Candidate&)>& run) {
-  constexpr float kWorthAnotherLook = 1.15F, kBoundByPowerMs = 0.1F;
-  constexpr int kOfAFamily = 2;
-  constexpr float kAloneMs = 20, kTimedMs = 4;  // at most; small products are timed long before
-  struct Timed {
-    Candidate candidate;
-    std::vector<float> rounds;
-    float ms = 0;
-  };
-  std::mt19937 order(0);
-  Stopwatch stopwatch(stream, cold);
-  std::vector<Timed> timed;
-  std::exception_ptr failure;
-  for (const auto& candidate : candidates) {
-    try {
-      run(candidate);
-      timed.push_back({.candidate = candidate, .rounds = {}});
-    } catch (const c10::Error&) {  // a kernel that cannot do it; others can
-      failure = std::current_exception();
-    }
-  }
-  if (timed.empty()) std::rethrow_exception(failure);
-  const auto in_turns = [&](int rounds, int count, int alone) {
-    for (auto& entry : timed) entry.rounds.clear();
-    for (int round = 0; round < rounds; ++round) {
-      std::ranges::shuffle(timed, order);
-      for (auto& entry : timed) {
-        const auto one = [&] { run(entry.candidate); };
-        for (int i = 0; i < alone; ++i) one();
-        entry.rounds.push_back(stopwatch.time(count, one));
-      }
-    }
-    for (auto& entry : timed) {
-      const auto middle = entry.rounds.begin() + static_cast<std::ptrdiff_t>(entry.rounds.size() / 2);
-      std::ranges::nth_element(entry.rounds, middle);
-      entry.ms = *middle;
-    }
-  };
-  in_turns(3, 2, 0);
-  std::ranges::sort(timed, {}, &Timed::ms);
-  const float ms = std::max(timed.front().ms, 1e-3F);
-  std::map<std::string, int> taken;
-  std::vector<Timed> finalists;
-  for (const auto& entry : timed) {
-    if (entry.ms > kWorthAnotherLook * ms) break;
-    if (++taken[family(entry.candidate)] <= kOfAFamily) finalists.push_back(entry);
-  }
-  timed = std::move(finalists);
-  const int count = std::clamp(static_cast<int>(kTimedMs / ms), 2, 20);
-  in_turns(5, count, cold ? 0 : ms > kBoundByPowerMs ? static_cast<int>(kAloneMs / ms) : count);
-  return std::ranges::min_element(timed, {}, &Timed::ms)->candidate;
-}
 
 void print(const ProductKind& kind, const Candidate& choice) {
   static const bool wanted = std::getenv("TE_INT8_PRINT_CHOICES") != nullptr;

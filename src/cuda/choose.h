@@ -4,18 +4,14 @@
 #include <functional>
 #include <optional>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 #include <te_int8/backends.h>
 
 #include "../../kernels/gemm.h"
-#include "cublaslt.h"
+#include "fastest.h"
 
 namespace te_int8::cuda {
-
-/// A kernel with everything in it, or a way of cuBLASLt and an epilogue after it.
-using Candidate = std::variant<const kernels::Gemm*, Algorithm>;
 
 /// What makes two products alike: the same kernels can compute them, about equally well.
 struct ProductKind {
