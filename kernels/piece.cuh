@@ -1,6 +1,7 @@
 // What a thread holds of a row that a block makes codes of: two or four loads of 16 bytes, one store.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "numbers.cuh"
@@ -55,6 +56,35 @@ class Piece {
     return result;
   }
 
+  /// Each value becomes f(value, i), rounded to T.
+  template <typename F>
+  __device__ void map(const F& f) {
+    static_assert(kAligned);
+    constexpr int kInWords = kPiece / kWords;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      T values[kInWords];
+#pragma unroll
+      for (int i = 0; i < kInWords; ++i) values[i] = static_cast<T>(f(value(w * kInWords + i), w * kInWords + i));
+      memcpy(&held_[w], values, sizeof(values));
+    }
+  }
+
+  __device__ void store_values(T* to, int64_t count, int thread) const {
+    static_assert(kAligned);
+    if (thread * kPiece >= count) return;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) reinterpret_cast<uint4*>(to)[thread * kWords + w] = held_[w];
+  }
+
+  __device__ float value(int i) const {
+    if constexpr (kAligned) {
+      return value_of<T>(held_[i * kWords / kPiece], i % (kPiece / kWords));
+    } else {
+      return held_[i];
+    }
+  }
+
   /// Where kOnceOnly, past what the L2 cache holds.
   template <bool kOnceOnly = false>
   __device__ void store(int8_t* codes, int64_t count, int threads, int thread, float inverse) const {
@@ -86,14 +116,6 @@ class Piece {
 
  private:
   static constexpr int kWords = kPiece * static_cast<int>(sizeof(T)) / 16;
-
-  __device__ float value(int i) const {
-    if constexpr (kAligned) {
-      return value_of<T>(held_[i * kWords / kPiece], i % (kPiece / kWords));
-    } else {
-      return held_[i];
-    }
-  }
 
   std::conditional_t<kAligned, uint4[kWords], float[kPiece]> held_;
 };

@@ -1,4 +1,4 @@
-// Kernels that make codes, as te_int8/number_format.h defines them. Matrices are contiguous; pointers of any
+// Kernels that make codes, and values from codes, as te_int8/number_format.h defines them. Matrices are contiguous; pointers of any
 // alignment are computed, those of 16 bytes (and sizes of whole 16 bytes) fast. Any size, zero included. Each
 // function launches on `stream` and returns the launches' error.
 #pragma once
@@ -18,7 +18,7 @@ cudaError_t quantize_rows(
 cudaError_t quantize_tensor(
     Type type, const void* x, int64_t count, int8_t* codes, float* scales, cudaStream_t stream);
 
-/// Bytes of memory that the functions below need beside their results.
+/// Bytes of memory that quantize_columns and requantize_columns need beside their results.
 std::size_t quantize_columns_workspace(int64_t columns);
 
 /// x [rows, columns] -> codes of the transpose [columns, rows], scales [columns].
@@ -26,15 +26,32 @@ cudaError_t quantize_columns(
     Type type, const void* x, int64_t rows, int64_t columns, void* workspace, int8_t* codes_t, float* scales_t,
     cudaStream_t stream);
 
+/// Bytes that column_sums needs.
+std::size_t column_sums_workspace(int64_t rows, int64_t columns);
+
+/// The sums of the columns of x [rows, columns] in fp32: [columns]. Their order, and so their rounding, is the same at every
+/// call.
+cudaError_t column_sums(
+    Type type, const void* x, int64_t rows, int64_t columns, void* workspace, float* sums, cudaStream_t stream);
+
+/// Bytes that quantize_rows_and_columns needs.
+std::size_t quantize_rows_and_columns_workspace(int64_t rows, int64_t columns, bool with_sums);
+
 /// What quantize_rows and quantize_columns give, both, and where the matrix is large in less time: it is read twice, where
-/// they read it three times.
+/// they read it three times. Also what column_sums gives, unless `sums` is null.
 cudaError_t quantize_rows_and_columns(
     Type type, const void* x, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
-    int8_t* codes_t, float* scales_t, cudaStream_t stream);
+    int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream);
 
 /// The same as quantize_columns of codes [rows, columns] that stand for code * scale; row_scales [rows], or [1] where `one_scale`.
 cudaError_t requantize_columns(
     const int8_t* codes, const float* row_scales, bool one_scale, int64_t rows, int64_t columns, void* workspace,
     int8_t* codes_t, float* scales_t, cudaStream_t stream);
+
+/// Values from codes [rows, width]: float(code) * scale in fp32, rounded once to `type`; scales [rows], or [1] where
+/// `one_scale`.
+cudaError_t dequantize_rows(
+    const int8_t* codes, const float* scales, bool one_scale, int64_t rows, int64_t width, Type type, void* out,
+    cudaStream_t stream);
 
 }  // namespace te_int8::kernels

@@ -128,6 +128,27 @@ struct Maxima<int8_t> {
   static __device__ uint32_t bits(uint32_t word, int) { return word; }
 };
 
+/// Combines what the four lanes of a warp with the same columns have of them, and shares it out: a half each by pairs 16
+/// lanes apart, a quarter by those 8 apart. The quarter of a lane begins at the word that is returned, and lies first.
+template <int kWords, typename V, typename Combine>
+__device__ int share_out(V (&of_lane)[kWords], const Combine& combine) {
+  constexpr int kHalf = kWords / 2, kQuarter = kWords / 4;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const bool second_half = (lane & 16) != 0, second_quarter = (lane & 8) != 0;
+#pragma unroll
+  for (int j = 0; j < kHalf; ++j) {
+    const V given = second_half ? of_lane[j] : of_lane[j + kHalf], kept = second_half ? of_lane[j + kHalf] : of_lane[j];
+    of_lane[j] = combine(kept, __shfl_xor_sync(0xffffffffU, given, 16));
+  }
+#pragma unroll
+  for (int j = 0; j < kQuarter; ++j) {
+    const V given = second_quarter ? of_lane[j] : of_lane[j + kQuarter];
+    const V kept = second_quarter ? of_lane[j + kQuarter] : of_lane[j];
+    of_lane[j] = combine(kept, __shfl_xor_sync(0xffffffffU, given, 8));
+  }
+  return (second_half ? kHalf : 0) + (second_quarter ? kQuarter : 0);
+}
+
 template <typename T>
 __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T>& x, uint32_t* amax) {
   using M = Maxima<T>;
@@ -141,21 +162,9 @@ __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T
         M::larger(M::of(quad, 0, j), M::of(quad, 1, j)), M::larger(M::of(quad, 2, j), M::of(quad, 3, j)));
     asm volatile("" : "+r"(most[j]));  // else it is computed twice, in either branch of what comes next
   }
-  // The four lanes with the same columns share them out: a half each by pairs 16 lanes apart, a quarter by those 8 apart.
-  constexpr int kHalf = M::kWords / 2, kQuarter = M::kWords / 4;
-  const bool second_half = (lane & 16) != 0, second_quarter = (lane & 8) != 0;
+  const int first = share_out(most, [](uint32_t a, uint32_t b) { return M::larger(a, b); });
 #pragma unroll
-  for (int j = 0; j < kHalf; ++j) {
-    const uint32_t given = second_half ? most[j] : most[j + kHalf], kept = second_half ? most[j + kHalf] : most[j];
-    most[j] = M::larger(kept, __shfl_xor_sync(0xffffffffU, given, 16));
-  }
-  uint32_t* to = of_warp[warp] + ((second_half ? kHalf : 0) + (second_quarter ? kQuarter : 0)) * 8 + lane % 8;
-#pragma unroll
-  for (int j = 0; j < kQuarter; ++j) {
-    const uint32_t given = second_quarter ? most[j] : most[j + kQuarter];
-    const uint32_t kept = second_quarter ? most[j + kQuarter] : most[j];
-    to[8 * j] = M::larger(M::larger(kept, __shfl_xor_sync(0xffffffffU, given, 8)), least);
-  }
+  for (int j = 0; j < M::kWords / 4; ++j) of_warp[warp][(first + j) * 8 + lane % 8] = M::larger(most[j], least);
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
   if (i < 8 * M::kWords) {
@@ -168,6 +177,26 @@ __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T
       if (column < x.columns) atomicMax(amax + column, M::bits(of_tile, c));
     }
   }
+}
+
+/// The sums of a tile's columns, of which `to` takes those that there are.
+template <typename T>
+__device__ void sums_of_tile(const Quad<T>& quad, int64_t left, int64_t columns, float* to) {
+  __shared__ float of_warp[kThreads / 32][kTileColumns<T>];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  float sums[kValues<T>];
+#pragma unroll
+  for (int j = 0; j < kValues<T>; ++j) sums[j] = (quad.value(0, j) + quad.value(1, j)) + (quad.value(2, j) + quad.value(3, j));
+  const int first = share_out(sums, [](float a, float b) { return a + b; });
+#pragma unroll
+  for (int j = 0; j < kValues<T> / 4; ++j) of_warp[warp][lane % 8 * kValues<T> + first + j] = sums[j];
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= kTileColumns<T> || left + i >= columns) return;
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w][i];
+  to[left + i] = sum;
 }
 
 /// The four codes of a thread in a column are a word of the transpose, which leaves in runs of 128 bytes.
@@ -248,22 +277,62 @@ __global__ void __launch_bounds__(kThreads) quantize_by_tiles(
 }
 
 /// The codes of a matrix whose maxima are known. The last tile first: what was read last is still in the L2 cache.
-template <typename T>
+/// Where kSums, also the sums of each tile's columns [tiles, columns].
+template <typename T, bool kSums>
 __global__ void __launch_bounds__(kThreads) codes_by_tiles(
     const Source<T> x, unsigned strips, const uint32_t* __restrict__ amax, int8_t* __restrict__ codes_t,
-    float* __restrict__ scales_t) {
+    float* __restrict__ scales_t, float* __restrict__ sums) {
   const unsigned number = gridDim.x - 1 - blockIdx.x, tile = number / strips, strip = number - tile * strips;
   const int64_t top = static_cast<int64_t>(tile) * kTileRows, left = static_cast<int64_t>(strip) * kTileColumns<T>;
   Quad<T> quad;
   quad.template load<true, true>(x, top, left);
+  if constexpr (kSums) sums_of_tile(quad, left, x.columns, sums + tile * x.columns);
   codes_of_tile(quad, top, left, x, amax, codes_t, scales_t);
 }
+
+/// Only those sums.
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads) sums_by_tiles(const Source<T> x, unsigned strips, float* __restrict__ sums) {
+  const unsigned tile = blockIdx.x / strips, strip = blockIdx.x - tile * strips;
+  const int64_t top = static_cast<int64_t>(tile) * kTileRows, left = static_cast<int64_t>(strip) * kTileColumns<T>;
+  Quad<T> quad;
+  quad.template load<kAligned, true>(x, top, left);
+  sums_of_tile(quad, left, x.columns, sums + tile * x.columns);
+}
+
+/// Their sums, in an order that is always the same. A block takes 32 columns.
+__global__ void __launch_bounds__(kThreads) sums_of_tiles(
+    const float* __restrict__ of_tile, int64_t tiles, int64_t columns, float* __restrict__ sums) {
+  constexpr int kGroups = kThreads / 32;
+  __shared__ float of_group[kGroups][32];
+  const int lane = static_cast<int>(threadIdx.x % 32), group = static_cast<int>(threadIdx.x / 32);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + lane;
+  float sum = 0;
+  if (column < columns) {
+#pragma unroll 4
+    for (int64_t tile = group; tile < tiles; tile += kGroups) sum += of_tile[tile * columns + column];
+  }
+  of_group[group][lane] = sum;
+  __syncthreads();
+  if (group > 0 || column >= columns) return;
+#pragma unroll
+  for (int g = 1; g < kGroups; ++g) sum += of_group[g][lane];
+  sums[column] = sum;
+}
+
+/// Tiles and strips of a matrix.
+template <typename T>
+struct Grid {
+  explicit Grid(const Source<T>& x)
+      : tiles(static_cast<unsigned>(ceil_div(x.rows, kTileRows))),
+        strips(static_cast<unsigned>(ceil_div(x.columns, kTileColumns<T>))) {}
+  unsigned tiles, strips;
+};
 
 template <typename T, bool kAligned>
 cudaError_t launch_groups(
     const Source<T>& x, uint32_t* amax, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
-  const auto tiles = static_cast<unsigned>(ceil_div(x.rows, kTileRows));
-  const auto strips = static_cast<unsigned>(ceil_div(x.columns, kTileColumns<T>));
+  const auto [tiles, strips] = Grid(x);
   const auto group = static_cast<unsigned>(std::clamp<int64_t>(kGroupBytes / (x.rows * 128), 1, strips));
   Strips codes{0, 0};
   for (unsigned first = 0; first < strips + group; first += group) {
@@ -282,6 +351,13 @@ cudaError_t launch_groups(
     codes = maxima;
   }
   return cudaSuccess;
+}
+
+cudaError_t add_up_tiles(const float* of_tile, int64_t rows, int64_t columns, float* sums, cudaStream_t stream) {
+  if (columns == 0) return cudaSuccess;
+  sums_of_tiles<<<static_cast<unsigned>(ceil_div(columns, 32)), kThreads, 0, stream>>>(
+      of_tile, ceil_div(rows, kTileRows), columns, sums);
+  return cudaGetLastError();
 }
 
 template <typename T>
@@ -309,26 +385,60 @@ cudaError_t quantize_columns(
   });
 }
 
+std::size_t quantize_rows_and_columns_workspace(int64_t rows, int64_t columns, bool with_sums) {
+  return quantize_columns_workspace(columns) + (with_sums ? column_sums_workspace(rows, columns) : 0);
+}
+
 cudaError_t quantize_rows_and_columns(
-    Type type, const void* x, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
-    int8_t* codes_t, float* scales_t, cudaStream_t stream) {
-  if (!fits_rows_and_maxima(type, x, rows, columns, codes)) {
-    const auto error = quantize_rows(type, x, rows, columns, codes, scales, stream);
-    return error != cudaSuccess ? error : quantize_columns(type, x, rows, columns, workspace, codes_t, scales_t, stream);
-  }
+    Type type, const void* values, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
+    int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream) {
   auto* amax = static_cast<uint32_t*>(workspace);
-  const auto cleared = cudaMemsetAsync(amax, 0, quantize_columns_workspace(columns), stream);
-  if (cleared != cudaSuccess) return cleared;
-  const auto error = quantize_rows_finding_maxima(type, x, rows, columns, sms, codes, scales, amax, stream);
-  if (error != cudaSuccess) return error;
-  return with_type(type, [&](auto t) {
+  auto* of_tile = static_cast<float*>(workspace) + columns;
+  const auto made = with_type(type, [&](auto t) {
     using T = decltype(t);
-    const auto tiles = static_cast<unsigned>(ceil_div(rows, kTileRows));
-    const auto strips = static_cast<unsigned>(ceil_div(columns, kTileColumns<T>));
-    codes_by_tiles<T><<<tiles * strips, kThreads, 0, stream>>>(
-        Source<T>{static_cast<const T*>(x), rows, columns}, strips, amax, codes_t, scales_t);
-    return cudaGetLastError();
+    const Source<T> x{static_cast<const T*>(values), rows, columns};
+    const Grid grid(x);
+    const auto blocks = grid.tiles * grid.strips;
+    if (fits_rows_and_maxima(type, values, rows, columns, codes)) {
+      auto error = cudaMemsetAsync(amax, 0, quantize_columns_workspace(columns), stream);
+      if (error == cudaSuccess) {
+        error = quantize_rows_finding_maxima(type, values, rows, columns, sms, codes, scales, amax, stream);
+      }
+      if (error != cudaSuccess) return error;
+      return with_bool(sums != nullptr, [&](auto with_sums) {
+        codes_by_tiles<T, decltype(with_sums)::value>
+            <<<blocks, kThreads, 0, stream>>>(x, grid.strips, amax, codes_t, scales_t, of_tile);
+        return cudaGetLastError();
+      });
+    }
+    const auto error = quantize_rows(type, values, rows, columns, codes, scales, stream);
+    return error != cudaSuccess ? error : launch(x, workspace, codes_t, scales_t, stream);
   });
+  if (made != cudaSuccess || sums == nullptr) return made;
+  return fits_rows_and_maxima(type, values, rows, columns, codes)
+             ? add_up_tiles(of_tile, rows, columns, sums, stream)
+             : column_sums(type, values, rows, columns, of_tile, sums, stream);
+}
+
+std::size_t column_sums_workspace(int64_t rows, int64_t columns) {
+  return static_cast<std::size_t>(ceil_div(rows, kTileRows) * columns) * sizeof(float);
+}
+
+cudaError_t column_sums(
+    Type type, const void* values, int64_t rows, int64_t columns, void* workspace, float* sums, cudaStream_t stream) {
+  auto* of_tile = static_cast<float*>(workspace);
+  const auto error = with_type(type, [&](auto t) {
+    using T = decltype(t);
+    const Source<T> x{static_cast<const T*>(values), rows, columns};
+    const Grid grid(x);
+    if (grid.tiles * grid.strips == 0) return cudaSuccess;
+    return with_bool(is_aligned(values) && columns % kValues<T> == 0, [&](auto aligned) {
+      sums_by_tiles<T, decltype(aligned)::value>
+          <<<grid.tiles * grid.strips, kThreads, 0, stream>>>(x, grid.strips, of_tile);
+      return cudaGetLastError();
+    });
+  });
+  return error != cudaSuccess ? error : add_up_tiles(of_tile, rows, columns, sums, stream);
 }
 
 cudaError_t requantize_columns(

@@ -1,33 +1,18 @@
 // Codes by row, and by tensor.
 #include <algorithm>
-#include <bit>
 
-#include "launch.h"
-#include "numbers.cuh"
 #include "pdl.cuh"
-#include "piece.cuh"
 #include "quantize.h"
+#include "rows.cuh"
 
 namespace te_int8::kernels {
 namespace {
 
-constexpr int kMaxThreads = 1024;
 constexpr unsigned kFewBlocks = 1024;  ///< where a consumer's head start is worth what it costs each block
 
-/// The maximum over a block of whole warps.
-__device__ uint32_t block_max(uint32_t value) {
-  __shared__ uint32_t of_warp[kMaxThreads / 32];
-  value = warp_max(value);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-  __syncthreads();
-  const int warps = static_cast<int>(blockDim.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  return warp_max(lane < warps ? of_warp[lane] : 0);
-}
-
-/// Rows in registers: `blockDim.x` threads a row, kPieces pieces a thread. Up to 32 threads (a power of two)
-/// are a part of a warp and blockDim.y rows share a block; more (whole warps) have the block to themselves.
+/// Rows in registers, shared out by a RowLayout.
 template <typename T, bool kAligned, int kPieces>
-__global__ void __launch_bounds__(kMaxThreads) rows_on_chip(
+__global__ void __launch_bounds__(kMaxRowThreads) rows_on_chip(
     const T* __restrict__ x, int64_t rows, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales) {
   if (gridDim.x <= kFewBlocks) let_consumer_start();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -40,14 +25,7 @@ __global__ void __launch_bounds__(kMaxThreads) rows_on_chip(
   uint32_t amax = 0;
 #pragma unroll
   for (int p = 0; p < kPieces; ++p) amax = max(amax, pieces[p].amax());
-  if (threads > 32) {
-    amax = block_max(amax);
-  } else {
-    for (int offset = threads / 2; offset > 0; offset /= 2) {
-      amax = max(amax, __shfl_xor_sync(0xffffffffU, amax, offset));
-    }
-  }
-  const Step step = step_of(amax);
+  const Step step = step_of(amax_of_row(amax));
 #pragma unroll
   for (int p = 0; p < kPieces; ++p) {
     pieces[p].store(codes + row * width + begin(p), left(p), threads, thread, step.inverse);
@@ -64,7 +42,7 @@ __device__ void for_each_run(int64_t width, int64_t first, int64_t stride, const
 
 /// Rows wider than that: a block a row, which it reads twice.
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreads) rows_in_two_passes(
+__global__ void __launch_bounds__(kMaxRowThreads) rows_in_two_passes(
     const T* __restrict__ x, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales) {
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   x += blockIdx.x * width;
@@ -85,7 +63,7 @@ __global__ void __launch_bounds__(kMaxThreads) rows_in_two_passes(
 
 /// One scale for all: *amax holds 0 before and the bits of max |x| after.
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreads) amax_of_tensor(
+__global__ void __launch_bounds__(kMaxRowThreads) amax_of_tensor(
     const T* __restrict__ x, int64_t count, uint32_t* __restrict__ amax) {
   Piece<T, kAligned> piece;
   uint32_t most = 0;
@@ -99,7 +77,7 @@ __global__ void __launch_bounds__(kMaxThreads) amax_of_tensor(
 
 /// The codes by *amax. The scale is written by scale_of_tensor, as *amax may lie in its place.
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kMaxThreads) codes_of_tensor(
+__global__ void __launch_bounds__(kMaxRowThreads) codes_of_tensor(
     const T* __restrict__ x, int64_t count, const uint32_t* __restrict__ amax, int8_t* __restrict__ codes) {
   const Step step = step_of(*amax);
   Piece<T, kAligned> piece;
@@ -121,30 +99,20 @@ bool aligned_rows(const void* x, int64_t width, const void* codes) {
 template <typename T, bool kAligned>
 cudaError_t launch_rows(
     const T* x, int64_t rows, int64_t width, int8_t* codes, float* scales, cudaStream_t stream) {
-  const int64_t pieces = ceil_div(width, kPiece);
-  const auto launch = [&](auto kernel, int64_t threads, int64_t rows_a_block) {
-    kernel<<<static_cast<unsigned>(ceil_div(rows, rows_a_block)),
-             dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows_a_block)), 0, stream>>>(
-        x, rows, width, codes, scales);
+  const auto layout = row_layout<T, kAligned>(width);
+  const auto launch = [&](auto kernel) {
+    kernel<<<layout.grid(rows), layout.block(), 0, stream>>>(x, rows, width, codes, scales);
     return cudaGetLastError();
   };
-  const auto warps_of = [](int64_t threads) { return ceil_div(threads, 32) * 32; };
-  if (pieces <= 32) {
-    const auto threads = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(pieces, 1))));
-    return launch(rows_on_chip<T, kAligned, 1>, threads, 256 / threads);
-  }
+  if (layout.pieces == 1) return launch(rows_on_chip<T, kAligned, 1>);
   if constexpr (kAligned) {
-    if (pieces <= 64) return launch(rows_on_chip<T, kAligned, 2>, 32, 8);
-  }
-  if (pieces <= (kAligned ? 512 : kMaxThreads)) return launch(rows_on_chip<T, kAligned, 1>, warps_of(pieces), 1);
-  if constexpr (kAligned) {
-    if (pieces <= 2 * kMaxThreads) return launch(rows_on_chip<T, kAligned, 2>, warps_of(ceil_div(pieces, 2)), 1);
+    if (layout.pieces == 2) return launch(rows_on_chip<T, kAligned, 2>);
     if constexpr (sizeof(T) == 2) {
-      if (pieces <= 4 * kMaxThreads) return launch(rows_on_chip<T, kAligned, 4>, warps_of(ceil_div(pieces, 4)), 1);
+      if (layout.pieces == 4) return launch(rows_on_chip<T, kAligned, 4>);
     }
   }
   rows_in_two_passes<T, kAligned>
-      <<<static_cast<unsigned>(rows), kMaxThreads, 0, stream>>>(x, width, codes, scales);
+      <<<static_cast<unsigned>(rows), kMaxRowThreads, 0, stream>>>(x, width, codes, scales);
   return cudaGetLastError();
 }
 

@@ -119,7 +119,7 @@ struct AddBias final : torch::autograd::Node {
       const bool second_order = at::GradMode::is_enabled();
       const at::NoGradGuard no_grad;
       result[1] = bias_gradient(dy, bias_dtype_);
-      if (second_order) forbid_second_order(result[1], dy);
+      if (second_order) forbid_second_order(result[1], dy, "linear");
     }
     return result;
   }

@@ -14,7 +14,7 @@ namespace {
 
 using at::Tensor;
 using Codes = std::tuple<Tensor, Tensor>;
-using CodesOfBoth = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using CodesOfBoth = ops::CodesOfBoth;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalType = std::optional<at::ScalarType>;
 
@@ -67,10 +67,11 @@ Tensor linear_prequantized(
 }
 
 /// For devices that gain nothing by making both at once.
-CodesOfBoth quantize_rows_and_columns(const Tensor& x) {
+CodesOfBoth quantize_rows_and_columns(const Tensor& x, bool column_sums) {
   detail::check_float("quantize_rows_and_columns", "x", x);
   detail::check_dim("quantize_rows_and_columns", "x", x, 2);
-  return std::tuple_cat(ops::quantize_rows(x), ops::quantize_columns(x));
+  const auto sums = column_sums ? ops::column_sums(x) : at::empty({0}, x.options().dtype(at::kFloat));
+  return std::tuple_cat(ops::quantize_rows(x), ops::quantize_columns(x), std::tuple(sums));
 }
 
 // ---- Operations without a gradient ----
@@ -102,16 +103,28 @@ Codes quantize_columns_autograd(const Tensor& x) {
   return ops::quantize_columns(x);
 }
 
-CodesOfBoth quantize_rows_and_columns_autograd(const Tensor& x) {
+Tensor column_sums_autograd(const Tensor& x) {
+  forbid_gradient("column_sums", x);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return ops::column_sums(x);
+}
+
+CodesOfBoth quantize_rows_and_columns_autograd(const Tensor& x, bool column_sums) {
   forbid_gradient("quantize_rows_and_columns", x);
   const at::AutoDispatchBelowADInplaceOrView below;
-  return ops::quantize_rows_and_columns(x);
+  return ops::quantize_rows_and_columns(x, column_sums);
 }
 
 Codes requantize_columns_autograd(const Tensor& codes, const Tensor& scales) {
   forbid_gradient("requantize_columns", scales);
   const at::AutoDispatchBelowADInplaceOrView below;
   return ops::requantize_columns(codes, scales);
+}
+
+Tensor dequantize_autograd(const Tensor& codes, const Tensor& scales, OptionalType out_dtype) {
+  forbid_gradient("dequantize", scales);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return ops::dequantize(codes, scales, out_dtype);
 }
 
 Tensor scaled_mm_autograd(
@@ -158,10 +171,12 @@ c10::OperatorHandle ops::detail::find(const char* name) {
 TORCH_LIBRARY(te_int8, m) {
   m.def("quantize_rows(Tensor x, *, str granularity=\"row\") -> (Tensor codes, Tensor scales)");
   m.def("quantize_columns(Tensor x) -> (Tensor codes_t, Tensor scales)");
+  m.def("column_sums(Tensor x) -> Tensor");
   m.def(
-      "quantize_rows_and_columns(Tensor x) -> (Tensor codes, Tensor scales, Tensor codes_t, Tensor "
-      "scales_t)");
+      "quantize_rows_and_columns(Tensor x, *, bool column_sums=False) -> (Tensor codes, Tensor scales, Tensor codes_t, "
+      "Tensor scales_t, Tensor column_sums)");
   m.def("requantize_columns(Tensor codes, Tensor scales) -> (Tensor codes_t, Tensor scales_t)");
+  m.def("dequantize(Tensor codes, Tensor scales, *, ScalarType? out_dtype=None) -> Tensor");
   m.def(
       "scaled_mm(Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None, Tensor? "
       "bias=None, "
@@ -178,8 +193,10 @@ TORCH_LIBRARY(te_int8, m) {
 TORCH_LIBRARY_IMPL(te_int8, CompositeExplicitAutograd, m) {
   m.impl("quantize_rows", TORCH_FN(reference::quantize_rows));
   m.impl("quantize_columns", TORCH_FN(reference::quantize_columns));
+  m.impl("column_sums", TORCH_FN(reference::column_sums));
   m.impl("quantize_rows_and_columns", TORCH_FN(quantize_rows_and_columns));
   m.impl("requantize_columns", TORCH_FN(reference::requantize_columns));
+  m.impl("dequantize", TORCH_FN(reference::dequantize));
   m.impl("scaled_mm", TORCH_FN(reference::scaled_mm));
   m.impl("linear", TORCH_FN(linear));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized));
@@ -188,8 +205,10 @@ TORCH_LIBRARY_IMPL(te_int8, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(te_int8, Autograd, m) {
   m.impl("quantize_rows", TORCH_FN(quantize_rows_autograd));
   m.impl("quantize_columns", TORCH_FN(quantize_columns_autograd));
+  m.impl("column_sums", TORCH_FN(column_sums_autograd));
   m.impl("quantize_rows_and_columns", TORCH_FN(quantize_rows_and_columns_autograd));
   m.impl("requantize_columns", TORCH_FN(requantize_columns_autograd));
+  m.impl("dequantize", TORCH_FN(dequantize_autograd));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_autograd));
   m.impl("linear", TORCH_FN(linear));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized));

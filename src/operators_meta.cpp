@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <te_int8/detail/checks.h>
+#include <te_int8/operators.h>
 
 namespace te_int8::inline v0 {
 namespace {
@@ -38,10 +39,17 @@ Codes quantize_columns_meta(const Tensor& x) {
   return transposed_codes_meta(x);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> quantize_rows_and_columns_meta(const Tensor& x) {
+Tensor column_sums_meta(const Tensor& x) {
+  detail::check_float("column_sums", "x", x);
+  detail::check_dim("column_sums", "x", x, 2);
+  return at::empty_symint({x.sym_size(1)}, x.options().dtype(at::kFloat));
+}
+
+ops::CodesOfBoth quantize_rows_and_columns_meta(const Tensor& x, bool column_sums) {
   detail::check_float("quantize_rows_and_columns", "x", x);
   detail::check_dim("quantize_rows_and_columns", "x", x, 2);
-  return std::tuple_cat(quantize_rows_meta(x, "row"), transposed_codes_meta(x));
+  const auto sums = at::empty_symint({column_sums ? x.sym_size(1) : c10::SymInt(0)}, x.options().dtype(at::kFloat));
+  return std::tuple_cat(quantize_rows_meta(x, "row"), transposed_codes_meta(x), std::tuple(sums));
 }
 
 Codes requantize_columns_meta(const Tensor& codes, const Tensor& scales) {
@@ -49,6 +57,11 @@ Codes requantize_columns_meta(const Tensor& codes, const Tensor& scales) {
   detail::check_dim("requantize_columns", "codes", codes, 2);
   detail::check_scales("requantize_columns", "scales", scales, codes.sym_size(0), codes);
   return transposed_codes_meta(codes);
+}
+
+Tensor dequantize_meta(const Tensor& codes, const Tensor& scales, OptionalType out_dtype) {
+  const auto dtype = detail::check_dequantize(codes, scales, out_dtype);
+  return at::empty_symint(codes.sym_sizes(), codes.options().dtype(dtype));
 }
 
 Tensor scaled_mm_meta(
@@ -82,8 +95,10 @@ Tensor linear_prequantized_meta(
 TORCH_LIBRARY_IMPL(te_int8, Meta, m) {
   m.impl("quantize_rows", TORCH_FN(quantize_rows_meta));
   m.impl("quantize_columns", TORCH_FN(quantize_columns_meta));
+  m.impl("column_sums", TORCH_FN(column_sums_meta));
   m.impl("quantize_rows_and_columns", TORCH_FN(quantize_rows_and_columns_meta));
   m.impl("requantize_columns", TORCH_FN(requantize_columns_meta));
+  m.impl("dequantize", TORCH_FN(dequantize_meta));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_meta));
   m.impl("linear", TORCH_FN(linear_meta));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized_meta));

@@ -30,6 +30,16 @@ WeightCodeCache& WeightCodeCache::instance() {
   return *cache;
 }
 
+Readers& Readers::instance() {
+  static auto* readers = new Readers;
+  return *readers;
+}
+
+Way& Way::of_thread() {
+  static thread_local Way way;
+  return way;
+}
+
 PanelCache& PanelCache::instance() {
   static auto* cache = new PanelCache;
   return *cache;
@@ -289,6 +299,48 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
     }
   }
   return std::nullopt;
+}
+
+namespace {
+
+void note_write_in(Scope& scope, const Scope::Index& index, const torch::Tensor& written) {
+  scope.note_write_to_activation(written);
+  const auto found = index.by_storage.find(written.storage().unsafeGetStorageImpl());
+  if (found == index.by_storage.end()) return;
+  const bool in_graph = capture_of(written.device()) != 0;
+  for (const auto* layers : found->second) {
+    const auto* weight = layers->weight().unsafeGetTensorImpl();
+    if (in_graph || weight != written.unsafeGetTensorImpl()) WeightCodeCache::instance().note_write(weight, in_graph);
+  }
+}
+
+}  // namespace
+
+void note_write(const torch::Tensor& written) {
+  if (!written.has_storage()) return;
+  auto& frames = thread_frames();
+  if (frames.empty()) {  // autograd's: see find_inherited
+    const std::lock_guard lock(registry_mutex());
+    for (const auto& live : live_scopes()) note_write_in(*live.scope, *live.scope->index(), written);
+    return;
+  }
+  for (auto& frame : frames) {
+    if (!frame.membership->open.load()) continue;
+    auto& scope = *frame.membership->scope;
+    if (const auto epoch = scope.index_epoch(); !frame.index || frame.epoch != epoch) {
+      frame.index = scope.index();
+      frame.epoch = epoch;
+    }
+    note_write_in(scope, *frame.index, written);
+  }
+}
+
+std::shared_ptr<ActivationCodes> activations_of_thread() {
+  const auto& frames = thread_frames();
+  const auto innermost = std::find_if(frames.rbegin(), frames.rend(), [](const Frame& frame) {
+    return frame.membership->open.load() && frame.membership->scope->activations() != nullptr;
+  });
+  return innermost == frames.rend() ? nullptr : innermost->membership->scope->activations();
 }
 
 }  // namespace te_int8::inline v0::detail

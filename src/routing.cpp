@@ -9,7 +9,11 @@
 // no tensor and in no other thread, and nothing is registered before the first scope.
 #include "routing.h"
 
+#include <initializer_list>
 #include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -18,6 +22,8 @@
 
 #include <te_int8/detail/deferred.h>
 #include <te_int8/detail/scope.h>
+
+#include "producers.h"
 
 namespace te_int8::inline v0::detail {
 namespace {
@@ -113,14 +119,42 @@ Tensor linear(
   return at::_ops::linear::redispatch(keys & kBelowRouting, x, weight, bias);
 }
 
+/// In-place operations, which optimizers also use on `.data()` of a weight: no version tells of that.
+template <typename Op, typename Schema = typename Op::schema>
+struct InPlace;
+template <typename Op, typename... Arguments>
+struct InPlace<Op, Tensor&(Tensor&, Arguments...)> {
+  static Tensor& call(c10::DispatchKeySet keys, Tensor& self, Arguments... arguments) {
+    Op::redispatch(keys & kBelowRouting, self, arguments...);
+    note_write(self);
+    return self;
+  }
+};
+
+template <typename... Ops>
+void see_writes_of(torch::Library& aten) {
+  const auto see = [&](auto* op) {
+    using Op = std::remove_pointer_t<decltype(op)>;
+    const std::string overload = Op::overload_name;
+    const auto name = std::string(Op::name).substr(sizeof("aten::") - 1) + (overload.empty() ? "" : "." + overload);
+    aten.impl(name.c_str(), torch::CppFunction(TORCH_FN(InPlace<Op>::call)));
+  };
+  (see(static_cast<Ops*>(nullptr)), ...);
+}
+
 }  // namespace
 
 void install_routing_kernels() {
   static const bool installed = [] {
     auto& dispatcher = c10::Dispatcher::singleton();
     bool taken = dispatcher.hasBackendFallbackForDispatchKey(kRoutingKey);
-    for (const auto* name : {"aten::matmul", "aten::mm", "aten::addmm", "aten::linear"}) {
-      taken |= dispatcher.findSchemaOrThrow(name, "").hasKernelForDispatchKey(kRoutingKey);
+    const std::initializer_list<std::pair<const char*, const char*>> operations = {
+        {"matmul", ""}, {"mm", ""}, {"addmm", ""}, {"linear", ""}, {"gelu", ""}, {"relu", ""}, {"silu", ""}, {"layer_norm", ""},
+        {"add_", "Tensor"}, {"sub_", "Tensor"}, {"mul_", "Tensor"}, {"mul_", "Scalar"}, {"lerp_", "Scalar"},
+        {"lerp_", "Tensor"}, {"addcdiv_", ""}, {"addcmul_", ""}, {"copy_", ""}};
+    for (const auto& [name, overload] : operations) {
+      const auto operation = dispatcher.findSchemaOrThrow((std::string("aten::") + name).c_str(), overload);
+      taken |= operation.hasKernelForDispatchKey(kRoutingKey);
     }
     TORCH_CHECK(
         !taken, "te_int8::AutocastGuard: expected dispatch key ", c10::toString(kRoutingKey),
@@ -135,6 +169,10 @@ void install_routing_kernels() {
     aten.impl("mm", TORCH_FN(mm));
     aten.impl("addmm", TORCH_FN(addmm));
     aten.impl("linear", TORCH_FN(linear));
+    install_producers(aten);
+    see_writes_of<
+        at::_ops::add__Tensor, at::_ops::sub__Tensor, at::_ops::mul__Tensor, at::_ops::mul__Scalar, at::_ops::lerp__Scalar,
+        at::_ops::lerp__Tensor, at::_ops::addcdiv_, at::_ops::addcmul_, at::_ops::copy_>(aten);
     return true;
   }();
   (void)installed;

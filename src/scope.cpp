@@ -56,7 +56,8 @@ void check_globs_match(
 }  // namespace
 
 Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
-    : root_(pointer_to(root)), mode_(mode), recipe_(std::move(recipe)) {
+    : root_(pointer_to(root)), mode_(mode), recipe_(std::move(recipe)),
+      activations_(std::make_shared<ActivationCodes>(recipe_.preactivations(), parse_backend(recipe_.backend()))) {
   auto found = LayerFinder::find(root);
   check_globs_match("include", recipe_.include(), found.layers);
   check_globs_match("exclude", recipe_.exclude(), found.layers);
@@ -82,7 +83,7 @@ std::string Scope::reason_against(const std::vector<std::string>& names) const {
 
 void Scope::configure(std::vector<Layer> layers) {
   std::vector<Backend> rule_backends;
-  const auto backend = parse_backend(recipe_.backend());
+  backend_ = parse_backend(recipe_.backend());
   for (const auto& rule : recipe_.rule_recipes())
     rule_backends.push_back(parse_backend(rule.backend()));
   layers_.resize(layers.size());
@@ -107,7 +108,7 @@ void Scope::configure(std::vector<Layer> layers) {
     if (!scoped.reason.empty()) continue;
 
     const Recipe* recipe = &recipe_;
-    auto layer_backend = backend;
+    auto layer_backend = backend_;
     for (std::size_t i = 0; i < rule_backends.size(); ++i) {
       if (!matches_any({recipe_.rule_globs()[i]}, names)) continue;
       recipe = &recipe_.rule_recipes()[i];

@@ -218,7 +218,7 @@ TEST_CASE("each tensor is computed on its own GPU, whichever is the current one"
       rows.push_back(layer->forward(x.narrow(0, 0, count).to(device)));
       CHECK(rows.back().device() == device);
     }
-    const auto [r, rs, c, cs] = ops::quantize_rows_and_columns(x.to(device));
+    const auto [r, rs, c, cs, none] = ops::quantize_rows_and_columns(x.to(device));
     rows.push_back(r.mul(rs.unsqueeze(1)));
     rows.push_back(c.mul(cs.unsqueeze(1)).t());
     for (auto& values : rows) results.push_back(values.cpu());

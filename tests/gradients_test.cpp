@@ -227,34 +227,39 @@ TEST_CASE("INT8 weight gradients are as close as the design says", "[gradients][
   constexpr int64_t rows = 4096, width = 768;
   struct Data {
     const char* name;
-    double expected, tolerance;
+    double expected;
     void (*change)(at::Tensor& x, at::Tensor& dy);
   };
-  // A heavy tail's largest token sets the error of the last two: 30 % more or less from seed to seed.
   const auto data = GENERATE(values<Data>({
-      {"gaussian", 0.012, 0.2, [](at::Tensor&, at::Tensor&) {}},
-      {"token 0 has channel 5 at 1000", 0.032, 0.2,
-       [](at::Tensor& x, at::Tensor&) { x[0][5] = 1000; }},
-      {"every 16th token has channel 5 at 300", 0.012, 0.2,
+      {"gaussian", 0.012, [](at::Tensor&, at::Tensor&) {}},
+      {"token 0 has channel 5 at 1000", 0.032, [](at::Tensor& x, at::Tensor&) { x[0][5] = 1000; }},
+      {"every 16th token has channel 5 at 300", 0.012,
        [](at::Tensor& x, at::Tensor&) { x.select(1, 5).slice(0, 0, {}, 16).fill_(300); }},
-      {"channel 5 is x60 everywhere", 0.012, 0.2,
-       [](at::Tensor& x, at::Tensor&) { x.select(1, 5).mul_(60); }},
-      {"token norms of x log-normal, sigma 1", 0.036, 0.4,
+      {"channel 5 is x60 everywhere", 0.012, [](at::Tensor& x, at::Tensor&) { x.select(1, 5).mul_(60); }},
+      {"token norms of x log-normal, sigma 1", 0.036,
        [](at::Tensor& x, at::Tensor&) { x.mul_(at::randn({x.size(0), 1}, at::kCPU).exp_()); }},
-      {"token norms of dy log-normal, sigma 1.5", 0.074, 0.4,
+      {"token norms of dy log-normal, sigma 1.5", 0.074,
        [](at::Tensor&, at::Tensor& dy) { dy.mul_(at::randn({dy.size(0), 1}, at::kCPU).mul_(1.5).exp_()); }},
   }));
-  torch::manual_seed(45);
-  // Drawn on the host, so that every device has the same tails.
-  auto x = at::randn({rows, width}, at::kCPU), dy = at::randn({rows, width}, at::kCPU).mul_(1e-4);
-  data.change(x, dy);
-  x = x.to(test_device());
-  dy = dy.to(test_device());
-  const auto weight = at::randn({width, width}).mul_(0.02).requires_grad_();
-  int8_linear(x, weight, {}, {.int8_grad_weight = true}).backward(dy);
-  const auto [codes, scales] = ops::quantize_rows(x);
-  const auto truth = dy.t().matmul(codes.to(at::kFloat) * scales.unsqueeze(1));
-  const auto error = relative_error(weight.grad(), truth);
-  INFO(data.name << ": relative error " << error << ", the design says " << data.expected);
-  CHECK(std::fabs(error - data.expected) < data.tolerance * data.expected);
+  // A heavy tail's largest token sets the error of the last two, 30 % more or less from draw to draw, and the design's
+  // figures are of one draw: within 20 % of what some draws span.
+  std::vector<double> errors;
+  for (int draw = 0; draw < 7; ++draw) {
+    torch::manual_seed(45 + draw);
+    // Drawn on the host, so that every device has the same tails.
+    auto x = at::randn({rows, width}, at::kCPU), dy = at::randn({rows, width}, at::kCPU).mul_(1e-4);
+    data.change(x, dy);
+    x = x.to(test_device());
+    dy = dy.to(test_device());
+    const auto weight = at::randn({width, width}).mul_(0.02).requires_grad_();
+    int8_linear(x, weight, {}, {.int8_grad_weight = true}).backward(dy);
+    const auto [codes, scales] = ops::quantize_rows(x);
+    const auto truth = dy.t().matmul(codes.to(at::kFloat) * scales.unsqueeze(1));
+    errors.push_back(relative_error(weight.grad(), truth));
+  }
+  const auto [least, most] = std::ranges::minmax(errors);
+  INFO(data.name << ": relative errors " << least << " to " << most << ", the design says " << data.expected);
+  CHECK(data.expected > 0.8 * least);
+  CHECK(data.expected < 1.2 * most);
+  CHECK(most < 1.7 * least);
 }

@@ -180,6 +180,85 @@ TEST_CASE("a weight is quantized once until it changes", "[guard][codes]") {
   CHECK(counter.of(w.weight()) == 2);
 }
 
+TEST_CASE("the micro-batches of a step share a weight's codes, and see the next step", "[guard][codes]") {
+  const bool adam = GENERATE(true, false);
+  CAPTURE(adam);
+  Warm w;
+  torch::optim::Adam other(w.model->parameters(), torch::optim::AdamOptions(0.1));
+  const AutocastGuard guard(w.model, Mode::QAT);
+  for (int step = 0; step < 4; ++step) {
+    {
+      const QuantizationCounter counter;
+      for (int micro_batch = 0; micro_batch < 3; ++micro_batch) w.backward();
+      // That steps can be seen is known after the first.
+      CHECK(counter.of(w.weight()) == (step > 0 ? 1 : 3));
+    }
+    CHECK(w.fresh());
+    if (adam) {
+      other.step();
+    } else {
+      w.sgd.step();
+    }
+    if (step % 2 == 0) w.sgd.zero_grad();
+    if (step == 2) CHECK(w.fresh());
+    if (step == 2) w.weight().mutable_grad() = torch::ones_like(w.weight());
+    if (step == 2) w.sgd.step();
+  }
+  CHECK(w.fresh());
+}
+
+TEST_CASE("a visible change before any gradient is no reason to trust SGD outside of a scope", "[guard][codes]") {
+  nn::Linear layer(8, 4);
+  const auto x = torch::randn({5, 8});
+  te_int8::QuantizedLinear quantized(layer.ptr());
+  torch::optim::SGD sgd(layer->parameters(), 0.5);
+  quantized->forward(x);
+  {
+    const torch::NoGradGuard no_grad;
+    layer->weight.copy_(torch::randn({4, 8}));
+  }
+  for (int step = 0; step < 3; ++step) {
+    sgd.zero_grad();
+    const auto y = quantized->forward(x);
+    CHECK(same(y.detach(), int8_result(*layer, x)));
+    y.sum().backward();
+    sgd.step();
+  }
+  CHECK(same(quantized->forward(x).detach(), int8_result(*layer, x)));
+}
+
+TEST_CASE("refresh forgets that a weight's steps could be seen", "[guard][codes]") {
+  Warm w;
+  const AutocastGuard guard(w.model, Mode::QAT);
+  const auto unseen_step = [&] {
+    w.backward();
+    std::thread([&] { w.sgd.step(); }).join();  // in no scope
+  };
+  for (int step = 0; step < 2; ++step) {
+    w.backward();
+    w.sgd.step();
+  }
+  unseen_step();
+  te_int8::refresh(*w.model);
+  CHECK(w.fresh());
+  unseen_step();
+  CHECK(w.fresh());
+}
+
+TEST_CASE("in-place operations on .data() are seen in a scope", "[guard][codes]") {
+  const auto write = GENERATE(
+      +[](Tensor data) { data.add_(torch::ones_like(data)); }, +[](Tensor data) { data.sub_(torch::ones_like(data)); },
+      +[](Tensor data) { data.mul_(torch::full_like(data, 3)); }, +[](Tensor data) { data.mul_(3); },
+      +[](Tensor data) { data.lerp_(torch::ones_like(data), 0.5); }, +[](Tensor data) { data.copy_(torch::ones_like(data)); });
+  Warm w;
+  const AutocastGuard guard(w.model, Mode::QAT);
+  w.forward();
+  write(w.weight().data());
+  CHECK(w.fresh());
+  write(w.weight().data()[1]);
+  CHECK(w.fresh());
+}
+
 TEST_CASE("what InferenceMode has quantized can be trained with", "[guard][codes]") {
   TwoLayers model;
   const auto x = torch::randn({5, 8}).set_requires_grad(true);

@@ -59,6 +59,10 @@ TEST_CASE("the quantizing operations refuse what they cannot quantize", "[operat
     {"x to be float", "Long", [&] { ops::quantize_rows_and_columns(on.floats({2, 3}, at::kLong)); }},
     {"x to have 2 dimensions", "shape [3]", [&] { ops::quantize_rows_and_columns(on.floats({3})); }},
   });
+  check_refusals("column_sums", {
+    {"x to be float", "Long", [&] { ops::column_sums(on.floats({2, 3}, at::kLong)); }},
+    {"x to have 2 dimensions", "shape [3]", [&] { ops::column_sums(on.floats({3})); }},
+  });
   check_refusals("quantize_columns", {
     {"x to be float", "Long", [&] { ops::quantize_columns(on.floats({2, 3}, at::kLong)); }},
     {"x to have 2 dimensions", "shape [3]", [&] { ops::quantize_columns(on.floats({3})); }},
@@ -73,6 +77,16 @@ TEST_CASE("the quantizing operations refuse what they cannot quantize", "[operat
     {"scales of shape [2] or [1]", "[2, 1]", [&] { ops::requantize_columns(on.codes({2, 3}), on.floats({2, 1})); }},
     {"scales of shape [2] or [1]", "[]", [&] { ops::requantize_columns(on.codes({2, 3}), on.floats({})); }},
     {"scales on " + here, there, [&] { ops::requantize_columns(on.codes({2, 3}), on.elsewhere({2})); }},
+  });
+  check_refusals("dequantize", {
+    {"codes to be int8", "Float", [&] { ops::dequantize(on.floats({2, 3}), on.floats({2})); }},
+    {"codes with at least 1 dimension", "a scalar", [&] { ops::dequantize(on.codes({}), on.floats({1})); }},
+    {"scales of float on " + here, "Double", [&] { ops::dequantize(on.codes({2, 3}), on.floats({2}, at::kDouble)); }},
+    {"scales of float on " + here, "Float on " + there, [&] { ops::dequantize(on.codes({2, 3}), on.elsewhere({2})); }},
+    {"scales of shape [2] or [1]", "[3]", [&] { ops::dequantize(on.codes({2, 3}), on.floats({3})); }},
+    {"scales of shape [4, 2] or [1]", "[8]", [&] { ops::dequantize(on.codes({4, 2, 3}), on.floats({8})); }},
+    {"out_dtype float, double, half or bfloat16", "Int",
+     [&] { ops::dequantize(on.codes({2, 3}), on.floats({2}), at::kInt); }},
   });
 }
 
@@ -174,8 +188,10 @@ TEST_CASE("operations without a gradient raise where one is asked for, and only 
     {"quantize_rows", [&] { ops::quantize_rows(leaf({2, 4})); }},
     {"quantize_rows", [&] { ops::quantize_rows(leaf({2, 4}), "tensor"); }},
     {"quantize_columns", [&] { ops::quantize_columns(leaf({2, 4})); }},
+    {"column_sums", [&] { ops::column_sums(leaf({2, 4})); }},
     {"quantize_rows_and_columns", [&] { ops::quantize_rows_and_columns(leaf({2, 4})); }},
     {"requantize_columns", [&] { ops::requantize_columns(codes, leaf({2})); }},
+    {"dequantize", [&] { ops::dequantize(codes, leaf({2})); }},
     {"scaled_mm", [&] { ops::scaled_mm(codes, codes, leaf({2})); }},
     {"scaled_mm", [&] { ops::scaled_mm(codes, codes, {}, leaf({2})); }},
     {"scaled_mm", [&] { ops::scaled_mm(codes, codes, {}, {}, leaf({2})); }},

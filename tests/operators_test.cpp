@@ -39,8 +39,10 @@ TEST_CASE("the schemas keep the names and defaults that programs rely on", "[ope
   const std::vector<std::pair<std::string, std::string>> fixed = {
       {"quantize_rows", "(Tensor x, *, str granularity=\"row\""},
       {"quantize_columns", "(Tensor x"},
-      {"quantize_rows_and_columns", "(Tensor x"},
+      {"quantize_rows_and_columns", "(Tensor x, *, bool column_sums=False"},
+      {"column_sums", "(Tensor x"},
       {"requantize_columns", "(Tensor codes, Tensor scales"},
+      {"dequantize", "(Tensor codes, Tensor scales, *, ScalarType? out_dtype=None"},
       {"scaled_mm",
        "(Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None, Tensor? bias=None, *, "
        "ScalarType? out_dtype=None"},
@@ -177,10 +179,14 @@ TEST_CASE("Meta tensors get the shapes, strides and dtypes of real ones", "[oper
     const auto bias = at::randn({7}, dtype);
     const auto [codes, scales] = ops::quantize_rows(w);
     CHECK(alike(ops::quantize_columns(meta(x)), ops::quantize_columns(x)));
-    const auto [r, rs, c, cs] = ops::quantize_rows_and_columns(meta(x));
+    const auto [r, rs, c, cs, none] = ops::quantize_rows_and_columns(meta(x));
+    CHECK(alike(ops::column_sums(meta(x)), ops::column_sums(x)));
+    CHECK(alike(std::get<4>(ops::quantize_rows_and_columns(meta(x), true)), std::get<4>(ops::quantize_rows_and_columns(x, true))));
+    CHECK(none.sizes() == at::IntArrayRef{0});
     CHECK(alike({r, rs}, ops::quantize_rows(x)));
     CHECK(alike({c, cs}, ops::quantize_columns(x)));
     CHECK(alike(ops::requantize_columns(meta(codes), meta(scales)), ops::requantize_columns(codes, scales)));
+    CHECK(alike(ops::dequantize(meta(codes), meta(scales), dtype), ops::dequantize(codes, scales, dtype)));
     const auto inputs = {
         x, x.t().contiguous().t(), x[2], x.view({3, 4, 10}), x.view({3, 4, 10}).transpose(0, 1),
         x.view({3, 2, 2, 10}), x.narrow(0, 3, 0), x.view({3, 4, 10}).narrow(1, 2, 0)};

@@ -16,6 +16,7 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,7 @@
 #include <torch/torch.h>
 
 #include <te_int8/backends.h>
+#include <te_int8/detail/call_observer.h>
 #include <te_int8/detail/deferred.h>
 #include <te_int8/detail/few_rows.h>
 #include <te_int8/detail/operand.h>
@@ -41,6 +43,13 @@ struct CallCount {
   std::atomic<int64_t> calls{0}, fused_biases{0};
 };
 
+/// A cache of codes that a forward leaves, some of which nobody needs any more by the time of its backward.
+class CodesInUse {
+ public:
+  virtual ~CodesInUse() = default;
+  virtual void drop_dead() = 0;
+};
+
 /// One call of a quantized linear layer. Operands left empty are quantized in the forward, of x perhaps by the product's
 /// kernel.
 struct LinearCall {
@@ -50,6 +59,8 @@ struct LinearCall {
   bool codes_inside = false;                   ///< makes_codes_inside, and no backward needs the codes
   GradientCount gradients = nullptr;           ///< of the weight, where a cache wants to know
   std::shared_ptr<CallCount> count = nullptr;  ///< where somebody counts
+  std::weak_ptr<CodesInUse> activations = {};
+  std::shared_ptr<CallObserver> observer = nullptr;  ///< who measures; then not codes_inside
   /// Not empty: whichever of these is added next goes into the epilogue, see Note [Deferred bias].
   /// Needs x and weight.
   std::vector<at::Tensor> deferred_biases = {};
@@ -92,6 +103,7 @@ inline at::Tensor linear_forward(
     const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, LinearCall& call, bool keeps_x) {
   const auto& config = call.config;
   const auto dtype = call.out_dtype;
+  if (call.observer) call.observer->saw_forward(x, call.x.get(), weight, call.weight.get());
   if (config.output == Precision::Full) {
     const auto cast = [&](const at::Tensor& t) {
       return !t.defined() || t.scalar_type() == dtype ? t : t.to(dtype);
@@ -111,7 +123,8 @@ inline at::Tensor linear_forward(
 }
 
 /// The forward with the bias left open, see Note [Deferred bias].
-inline at::Tensor deferred_forward(LinearCall& call) {
+inline at::Tensor deferred_forward(const at::Tensor& x, const at::Tensor& weight, LinearCall& call) {
+  if (call.observer) call.observer->saw_forward(x, call.x.get(), weight, call.weight.get());
   auto sizes = call.x->data().sizes().vec();
   sizes.back() = call.weight->data().size(0);
   auto compute = [x = call.x, weight = call.weight, count = call.count, dtype = call.out_dtype,
@@ -128,14 +141,14 @@ inline at::Tensor deferred_forward(LinearCall& call) {
 }
 
 /// Gives `gradient` a history that raises when somebody differentiates it again.
-inline void forbid_second_order(at::Tensor& gradient, const at::Tensor& dy) {
+inline void forbid_second_order(at::Tensor& gradient, const at::Tensor& dy, const std::string& who) {
   auto edges = torch::autograd::get_current_node()->next_edges();
   edges.push_back(torch::autograd::impl::gradient_edge(dy));
   torch::autograd::set_history(
       gradient,
       std::make_shared<torch::autograd::Error>(
-          "te_int8::linear: expected a first-order backward, got a second one: straight-through "
-          "gradients have no double backward",
+          "te_int8::" + who + ": expected a first-order backward, got a second one: straight-through gradients have no "
+          "double backward",
           std::move(edges)));
 }
 
@@ -146,10 +159,13 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   struct Context : torch::CustomClassHolder {
     LinearConfig config;
     at::ScalarType x_dtype = at::kFloat;
+    std::optional<CodesSource> x_source;  ///< how the codes of X are made again, without its inputs, which are saved
     std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
     std::weak_ptr<Operand> cached_weight;  ///< has the transposed codes for all backwards
     Backend backend = current_backend();
     GradientCount gradients;
+    std::weak_ptr<CodesInUse> activations;
+    std::shared_ptr<CallObserver> observer;
 
     // Edges of the graph are counted over the inputs that are there.
     static constexpr std::size_t kInputEdge = 0, kWeightEdge = 1;
@@ -174,27 +190,32 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     auto context = c10::make_intrusive<Context>();
     context->config = call.config;
     context->gradients = call.gradients;
+    context->activations = call.activations;
+    context->observer = call.observer;
     if (call.gradients && x.requires_grad()) context->cached_weight = call.weight;
     context->x_dtype = x.scalar_type();
     if (weight.defined()) context->weight_dtype = weight.scalar_type();
     if (bias.defined()) context->bias_dtype = bias.scalar_type();
 
     const bool keeps_x = weight.defined() && weight.requires_grad();
-    auto y = call.deferred_biases.empty() ? linear_forward(x, weight, bias, call, keeps_x)
-                                          : deferred_forward(call);
+    auto y = call.deferred_biases.empty() ? linear_forward(x, weight, bias, call, keeps_x) : deferred_forward(x, weight, call);
 
-    at::Tensor x_data, x_scales, weight_data, weight_scales;
-    if (keeps_x) {
-      if (!call.x) call.x = Operand::make(x, context->x_form());
-      x_data = call.x->data();
-      x_scales = call.x->scales();
-    }
+    torch::autograd::variable_list saved(kSavedX);
     if (x.requires_grad()) {
       if (!call.weight) call.weight = Operand::make(weight, context->weight_form());
-      weight_data = call.weight->data();
-      weight_scales = call.weight->scales();
+      saved[0] = call.weight->data();
+      saved[1] = call.weight->scales();
     }
-    ctx->save_for_backward({x_data, x_scales, weight_data, weight_scales});
+    if (keeps_x) {
+      if (!call.x) call.x = Operand::make(x, context->x_form());
+      if (const auto& source = call.x->source(); source && source->is_current()) {
+        context->x_source.emplace(source->kind, source->dtype);
+        saved.insert(saved.end(), source->inputs.begin(), source->inputs.end());
+      } else {
+        saved.insert(saved.end(), {call.x->data(), call.x->scales()});
+      }
+    }
+    ctx->save_for_backward(std::move(saved));
     ctx->saved_data["linear"] = c10::IValue::make_capsule(std::move(context));
     return y;
   }
@@ -207,6 +228,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const auto& dy = gradients[0];
     if (!dy.defined()) return {{}, {}, {}, {}};
     const bool second_order = at::GradMode::is_enabled();
+    if (const auto activations = context.activations.lock()) activations->drop_dead();
 
     at::Tensor dx, dw, db;
     {
@@ -216,44 +238,46 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       const bool wants_dx = ctx->needs_input_grad(Context::kInputEdge);
       const bool wants_dw = context.weight_dtype && ctx->needs_input_grad(Context::kWeightEdge);
       const auto rows = as_rows(dy);
-      const auto codes = codes_of(
+      const bool wants_db = context.bias_dtype && ctx->needs_input_grad(context.bias_edge());
+      // As LibTorch adds up, where the forward is LibTorch's or the sums are doubles.
+      const bool plain_sums = context.config.output == Precision::Full || rows.scalar_type() == at::kDouble;
+      auto codes = codes_of(
           rows, wants_dx && context.config.grad_input == Precision::Int8,
-          wants_dw && context.config.grad_weight == Precision::Int8);
+          wants_dw && context.config.grad_weight == Precision::Int8, wants_db && !plain_sums);
       if (wants_dx) {
         auto sizes = dy.sym_sizes().vec();
-        dx = grad_input(rows, codes.by_row, context, saved[2], saved[3]);
+        dx = grad_input(rows, codes.rows, context, saved[0], saved[1]);
+        if (!context.observer) codes.rows.reset();
         sizes.back() = dx.sym_size(1);
         dx = dx.view_symint(sizes);
       }
       if (wants_dw) {
-        dw = grad_weight(rows, codes.by_column, context, saved[0], saved[1]);
+        dw = grad_weight(rows, codes.columns, context, saved);
         if (context.gradients) ++*context.gradients;
       }
-      if (context.bias_dtype && ctx->needs_input_grad(context.bias_edge())) {
-        db = bias_gradient(dy, *context.bias_dtype);
+      if (context.observer) context.observer->saw_backward(rows, codes.rows.get(), codes.columns.get(), dx, dw);
+      if (wants_db) {
+        db = codes.column_sums.defined() ? codes.column_sums.to(*context.bias_dtype)
+             : plain_sums                ? rows.sum(0, /*keepdim=*/false, *context.bias_dtype)
+                                         : bias_gradient(rows, *context.bias_dtype);
       }
     }
     if (second_order) {
       for (auto* gradient : {&dx, &dw, &db}) {
-        if (gradient->defined()) forbid_second_order(*gradient, dy);
+        if (gradient->defined()) forbid_second_order(*gradient, dy, "linear");
       }
     }
     return {dx, dw, db, {}};
   }
 
  private:
-  /// The codes of dy [R,N] that the backward's matmuls in INT8 reduce along N (dx) and along R (dW).
-  struct GradientCodes {
-    std::shared_ptr<Operand> by_row, by_column;
-  };
-  static GradientCodes codes_of(const at::Tensor& rows, bool by_row, bool by_column) {
-    if (by_row && by_column) {
-      auto [of_rows, of_columns] = Operand::make_both(rows);
-      return {std::move(of_rows), std::move(of_columns)};
-    }
+  /// The codes of dy [R,N] that the backward's matmuls in INT8 reduce along N (dx) and along R (dW). Where both are made,
+  /// the sums for db come with them.
+  static Operand::Both codes_of(const at::Tensor& rows, bool by_row, bool by_column, bool sums) {
+    if (by_row && by_column) return Operand::make_both(rows, sums);
     return {
         by_row ? Operand::make(rows, OperandForm::RowCodes) : nullptr,
-        by_column ? Operand::make(rows, OperandForm::ColumnCodes) : nullptr};
+        by_column ? Operand::make(rows, OperandForm::ColumnCodes) : nullptr, {}};
   }
 
   /// dx = dy W^, [R,K], in INT8 where there are codes of dy.
@@ -268,12 +292,32 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 
   /// dW = dy^T X^, [N,K], likewise.
   static at::Tensor grad_weight(
-      const at::Tensor& dy, const std::shared_ptr<Operand>& codes, const Context& context, const at::Tensor& data,
-      const at::Tensor& scales) {
-    Operand x(data, scales, context.x_form());
-    if (codes) return multiply_codes(*codes, *x.transposed(), {}, *context.weight_dtype);
-    return dy.t().matmul(x.dequantized(dy.scalar_type())).to(*context.weight_dtype);
+      const at::Tensor& dy, const std::shared_ptr<Operand>& codes, const Context& context,
+      const torch::autograd::variable_list& saved) {
+    if (codes) {
+      const auto transposed = saved_x(context, saved).transposed();
+      return multiply_codes(*codes, *transposed, {}, *context.weight_dtype);
+    }
+    const auto x = context.x_source && context.x_source->dtype == dy.scalar_type()
+                       ? as_rows(source_of(context, saved).make_values())
+                       : saved_x(context, saved).dequantized(dy.scalar_type());
+    return dy.t().matmul(x).to(*context.weight_dtype);
   }
+
+  static CodesSource source_of(const Context& context, const torch::autograd::variable_list& saved) {
+    return {context.x_source->kind, context.x_source->dtype, {saved.begin() + kSavedX, saved.end()}};
+  }
+
+  /// X as the forward held it.
+  static Operand saved_x(const Context& context, const torch::autograd::variable_list& saved) {
+    const auto first = saved.begin() + kSavedX;
+    if (!context.x_source) return Operand(first[0], first[1], context.x_form());
+    const auto [codes, scales] = source_of(context, saved).make();
+    return Operand(codes, scales, OperandForm::RowCodes);
+  }
+
+  /// Where X begins among the saved tensors; before it W, data and scales.
+  static constexpr std::ptrdiff_t kSavedX = 2;
 };
 
 /// Rounding has no tangent, and computing below autograd would drop one silently.
@@ -295,7 +339,7 @@ inline at::Tensor call_linear(
   }
   const PlainTensorOps plain;
   return call.deferred_biases.empty() ? linear_forward(x, weight, bias, call, /*keeps_x=*/false)
-                                      : deferred_forward(call);
+                                      : deferred_forward(x, weight, call);
 }
 
 }  // namespace te_int8::inline v0::detail

@@ -96,12 +96,27 @@ inline Codes quantize_columns(const at::Tensor& x) {
   return detail::quantize_matrix(x.t());
 }
 
+/// See ops::column_sums.
+inline at::Tensor column_sums(const at::Tensor& x) {
+  te_int8::detail::check_float("column_sums", "x", x);
+  te_int8::detail::check_dim("column_sums", "x", x, 2);
+  return x.sum(0, /*keepdim=*/false, at::kFloat);
+}
+
 /// See ops::requantize_columns.
 inline Codes requantize_columns(const at::Tensor& codes, const at::Tensor& scales) {
   te_int8::detail::check_int8("requantize_columns", "codes", codes);
   te_int8::detail::check_dim("requantize_columns", "codes", codes, 2);
   te_int8::detail::check_scales("requantize_columns", "scales", scales, codes.size(0), codes);
   return detail::quantize_matrix(codes.to(at::kFloat).mul_(scales.unsqueeze(1)).t());
+}
+
+/// See ops::dequantize.
+inline at::Tensor dequantize(
+    const at::Tensor& codes, const at::Tensor& scales, std::optional<at::ScalarType> out_dtype) {
+  const auto dtype = te_int8::detail::check_dequantize(codes, scales, out_dtype);
+  const auto of_rows = scales.sizes() == codes.sizes().slice(0, codes.dim() - 1) ? scales.unsqueeze(-1) : scales;
+  return codes.to(at::kFloat).mul_(of_rows).to(dtype);
 }
 
 /// Scales, bias and cast of exact sums [M,N]; see ops::scaled_mm.

@@ -14,6 +14,7 @@
 namespace te_int8::inline v0::ops {
 
 using Codes = std::tuple<at::Tensor, at::Tensor>;
+using CodesOfBoth = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 namespace detail {
 /// The registered operation te_int8::`name`. Defined in the library, so that a program that uses
@@ -39,19 +40,33 @@ inline Codes quantize_columns(const at::Tensor& x) {
   return op.call(x);
 }
 
-/// x [M,K] -> what quantize_rows(x) and quantize_columns(x) give, of a large matrix in less time than one after the
-/// other.
-inline std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> quantize_rows_and_columns(const at::Tensor& x) {
-  static const auto op =
-      detail::find("quantize_rows_and_columns")
-          .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&)>();
+/// x [M,K] -> the sums of its columns in fp32 [K], added up in an order that is always the same.
+inline at::Tensor column_sums(const at::Tensor& x) {
+  static const auto op = detail::find("column_sums").typed<at::Tensor(const at::Tensor&)>();
   return op.call(x);
+}
+
+/// x [M,K] -> what quantize_rows(x) and quantize_columns(x) give, of a large matrix in less time than one after the
+/// other; and, where asked for, column_sums(x) (else [0]).
+inline CodesOfBoth quantize_rows_and_columns(const at::Tensor& x, bool column_sums = false) {
+  static const auto op =
+      detail::find("quantize_rows_and_columns").typed<CodesOfBoth(const at::Tensor&, bool)>();
+  return op.call(x, column_sums);
 }
 
 /// int8 codes [M,K] with fp32 scales [M] or [1] -> what quantize_columns(codes * scales) gives.
 inline Codes requantize_columns(const at::Tensor& codes, const at::Tensor& scales) {
   static const auto op = detail::find("requantize_columns").typed<Codes(const at::Tensor&, const at::Tensor&)>();
   return op.call(codes, scales);
+}
+
+/// int8 codes [*,K] with fp32 scales [*] or [1] -> the values that they stand for, [*,K]: float(code) * scale, rounded once
+/// to out_dtype (fp32 by default).
+inline at::Tensor dequantize(
+    const at::Tensor& codes, const at::Tensor& scales, std::optional<at::ScalarType> out_dtype = {}) {
+  static const auto op = detail::find("dequantize").typed<at::Tensor(
+      const at::Tensor&, const at::Tensor&, std::optional<at::ScalarType>)>();
+  return op.call(codes, scales, out_dtype);
 }
 
 /// a [M,K] x b [N,K] -> [M,N]: (float(sum) * a_scales[m]) * b_scales[n] + bias[n], in fp32, then

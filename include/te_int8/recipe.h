@@ -72,6 +72,9 @@ class Recipe {
   TORCH_ARG(Precision, grad_input) = Precision::Full;
   /// Precision of dW = dy^T x.
   TORCH_ARG(Precision, grad_weight) = Precision::Full;
+  /// As what the inputs of GELU and SiLU are held for their backward, of a scope (rules have no say). Int8: as codes by row,
+  /// half of the memory of bf16, and gradients change in the size of the codes' rounding. For GPUs.
+  TORCH_ARG(Precision, preactivations) = Precision::Full;
   /// Name of a back end (see backends()); "auto" takes TE_INT8_BACKEND from the environment if it
   /// is set, else the first usable one.
   TORCH_ARG(std::string, backend) = "auto";

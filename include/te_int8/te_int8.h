@@ -3,6 +3,7 @@
 
 #include <te_int8/backends.h>
 #include <te_int8/config.h>
+#include <te_int8/diagnostics.h>
 #include <te_int8/guard.h>
 #include <te_int8/operators.h>
 #include <te_int8/quantized_linear.h>

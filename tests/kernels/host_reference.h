@@ -153,12 +153,40 @@ inline Codes codes_of(const Matrix& x) {
   return result;
 }
 
+/// What codes by row stand for, rounded to T.
+template <typename T>
+std::vector<float> values_of(const Codes& codes, int64_t columns) {
+  std::vector<float> result;
+  for (std::size_t i = 0; i < codes.codes.size(); ++i) {
+    const float value = static_cast<float>(codes.codes[i]) * codes.scales[i / static_cast<std::size_t>(columns)];
+    result.push_back(static_cast<float>(rounded<T>(value)));
+  }
+  return result;
+}
+
 inline bool same(const std::vector<float>& a, const std::vector<float>& b) {
   return std::ranges::equal(a, b, [](float x, float y) { return x == y || (std::isnan(x) && std::isnan(y)); });
 }
 inline void require_same(const Device<int8_t>& codes, const Device<float>& scales, const Codes& expected) {
   REQUIRE(codes.read() == expected.codes);
   REQUIRE(same(scales.read(), expected.scales));
+}
+
+/// fp32 sums in any order: each within the rounding of its partial sums, and not finite where a value is not.
+inline void require_sums_of_columns(const Device<float>& sums, const Matrix& x) {
+  const auto found = sums.read();
+  bool all = true;
+  for (int64_t j = 0; j < x.columns; ++j) {
+    double sum = 0, magnitudes = 0;
+    for (int64_t i = 0; i < x.rows; ++i) {
+      sum += x.at(i, j);
+      magnitudes += std::fabs(x.at(i, j));
+    }
+    const double error = std::fabs(found[static_cast<std::size_t>(j)] - sum);
+    const double bound = magnitudes * static_cast<double>(x.rows) * 0x1p-24;
+    all = all && (std::isfinite(sum) ? error <= bound : !std::isfinite(found[static_cast<std::size_t>(j)]));
+  }
+  REQUIRE(all);
 }
 
 inline std::size_t size_of(int64_t rows, int64_t columns) { return static_cast<std::size_t>(rows * columns); }

@@ -1,9 +1,12 @@
 // The kernels of kernels/ by themselves, without LibTorch, against the number format written out for the host. Small and
 // quick, so that they can run under compute-sanitizer; tests/cuda_backend_test.cpp has the many shapes.
+#include <algorithm>
+#include <cmath>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "../../kernels/activations.h"
 #include "../../kernels/gemm.h"
 #include "../../kernels/linear.h"
 #include "../../kernels/quantize.h"
@@ -22,7 +25,8 @@ TEST_CASE("kernels: codes by row, of the whole and by column", "[kernels]") {
         const Device<T> x(as<T>(matrix), misplaced);
         const Device<int8_t> codes(size_of(rows, columns), misplaced), codes_t(size_of(rows, columns), misplaced);
         const Device<float> scales(size_of(rows, 1)), scales_t(size_of(columns, 1)), one(1);
-        const Device<uint8_t> workspace(quantize_columns_workspace(columns));
+        const Device<uint8_t> workspace(quantize_rows_and_columns_workspace(rows, columns, true));
+        const Device<float> sums(size_of(columns, 1));
         const auto by_row = codes_of(matrix), by_column = codes_of(matrix.transposed());
 
         check(quantize_rows(kType<T>, x.get(), rows, columns, codes.get(), scales.get(), nullptr));
@@ -32,9 +36,10 @@ TEST_CASE("kernels: codes by row, of the whole and by column", "[kernels]") {
         require_same(codes_t, scales_t, by_column);
         check(quantize_rows_and_columns(
             kType<T>, x.get(), rows, columns, multiprocessors(), workspace.get(), codes.get(), scales.get(),
-            codes_t.get(), scales_t.get(), nullptr));
+            codes_t.get(), scales_t.get(), sums.get(), nullptr));
         require_same(codes, scales, by_row);
         require_same(codes_t, scales_t, by_column);
+        require_sums_of_columns(sums, matrix);
 
         const auto whole = random_matrix<T>(rows, columns, /*strange=*/false);
         const Device<T> values(as<T>(whole), misplaced);
@@ -56,12 +61,17 @@ TEST_CASE("kernels: codes by row and by column at once, of a matrix large enough
       const Device<T> x(as<T>(matrix));
       const Device<int8_t> codes(size_of(rows, columns)), codes_t(size_of(rows, columns));
       const Device<float> scales(size_of(rows, 1)), scales_t(size_of(columns, 1));
-      const Device<uint8_t> workspace(quantize_columns_workspace(columns));
-      check(quantize_rows_and_columns(
-          kType<T>, x.get(), rows, columns, multiprocessors(), workspace.get(), codes.get(), scales.get(),
-          codes_t.get(), scales_t.get(), nullptr));
-      require_same(codes, scales, codes_of(matrix));
-      require_same(codes_t, scales_t, codes_of(matrix.transposed()));
+      const Device<uint8_t> workspace(quantize_rows_and_columns_workspace(rows, columns, true));
+      const auto by_row = codes_of(matrix), by_column = codes_of(matrix.transposed());
+      const Device<float> sums(size_of(columns, 1));
+      for (const bool with_sums : {false, true}) {
+        check(quantize_rows_and_columns(
+            kType<T>, x.get(), rows, columns, multiprocessors(), workspace.get(), codes.get(), scales.get(),
+            codes_t.get(), scales_t.get(), with_sums ? sums.get() : nullptr, nullptr));
+        require_same(codes, scales, by_row);
+        require_same(codes_t, scales_t, by_column);
+      }
+      require_sums_of_columns(sums, matrix);
     }
   });
 }
@@ -87,6 +97,134 @@ TEST_CASE("kernels: codes of codes by column", "[kernels]") {
       require_same(codes_t, scales_t, codes_of(products.transposed()));
     }
   }
+}
+
+TEST_CASE("kernels: values of codes", "[kernels]") {
+  SKIP_WITHOUT_GPU();
+  for_each_type([&](auto t) {
+    using T = decltype(t);
+    for (const auto& [rows, columns] : kShapes) {
+      for (const bool one_scale : {false, true}) {
+        for (const std::size_t misplaced : {0, 1}) {
+          CAPTURE(rows, columns, one_scale, misplaced, sizeof(T));
+          const auto values = random_codes(rows * columns);
+          auto scales = random_scales(one_scale ? 1 : rows);
+          if (rows > 2 && !one_scale) scales[2] = std::numeric_limits<float>::quiet_NaN();
+          std::vector<float> expected;
+          for (std::size_t i = 0; i < values.size(); ++i) {
+            const std::size_t row = one_scale ? 0 : i / static_cast<std::size_t>(columns);
+            expected.push_back(static_cast<float>(rounded<T>(static_cast<float>(values[i]) * scales[row])));
+          }
+          const Device<int8_t> codes(values, misplaced);
+          const Device<float> of_rows(scales);
+          const Device<T> out(values.size(), misplaced);
+          check(dequantize_rows(codes.get(), of_rows.get(), one_scale, rows, columns, kType<T>, out.get(), nullptr));
+          REQUIRE(same(floats(out.read()), expected));
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("kernels: activations with their codes, and codes made again", "[kernels]") {
+  SKIP_WITHOUT_GPU();
+  const auto exact = [](Activation f, double x) {
+    switch (f) {
+      case Activation::Gelu: return 0.5 * x * (1 + std::erf(x * std::sqrt(0.5)));
+      case Activation::GeluTanh:
+        return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+      case Activation::Relu: return std::max(x, 0.0);
+      case Activation::Silu: return x / (1 + std::exp(-x));
+    }
+    return 0.0;
+  };
+  for_each_type([&](auto t) {
+    using T = decltype(t);
+    for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
+             {0, 16}, {1, 16}, {7, 48}, {130, 528}, {9, 1040}, {5, 8192}, {3, 16384}, {2, sizeof(T) == 4 ? 16000 : 32768}}) {
+      REQUIRE(fits_activations(kType<T>, columns));
+      for (const auto f : {Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu}) {
+        CAPTURE(rows, columns, sizeof(T), static_cast<int>(f));
+        const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
+        const Device<T> x(as<T>(matrix)), y(size_of(rows, columns));
+        const Device<int8_t> codes(size_of(rows, columns)), again(size_of(rows, columns));
+        const Device<float> scales(size_of(rows, 1)), scales_again(size_of(rows, 1));
+        check(activate(f, kType<T>, x.get(), rows, columns, {y.get(), codes.get(), scales.get()}, nullptr));
+        const Matrix values{rows, columns, floats(y.read())};
+        bool close = true;
+        for (std::size_t i = 0; i < values.values.size(); ++i) {
+          const double expected = exact(f, matrix.values[i]);
+          const double bound = 1e-6 + std::fabs(expected) * (sizeof(T) == 4 ? 1e-5 : 5e-3);
+          close = close && (!std::isfinite(expected) || std::fabs(values.values[i] - expected) <= bound);
+        }
+        REQUIRE(close);
+        require_same(codes, scales, codes_of(values));
+        check(activate(f, kType<T>, x.get(), rows, columns, {nullptr, again.get(), scales_again.get()}, nullptr));
+        require_same(again, scales_again, codes_of(values));
+        check(activate(f, kType<T>, x.get(), rows, columns, {y.get(), nullptr, nullptr}, nullptr));
+        REQUIRE(same(floats(y.read()), values_of<T>(codes_of(values), columns)));
+
+        // Of what is held as codes: as if of their values.
+        const Device<int8_t> x_codes(size_of(rows, columns));
+        const Device<float> x_scales(size_of(rows, 1));
+        check(quantize_rows(kType<T>, x.get(), rows, columns, x_codes.get(), x_scales.get(), nullptr));
+        check(dequantize_rows(x_codes.get(), x_scales.get(), false, rows, columns, kType<T>, y.get(), nullptr));
+        check(activate(f, kType<T>, y.get(), rows, columns, {nullptr, codes.get(), scales.get()}, nullptr));
+        const Codes expected{codes.read(), scales.read()};
+        const auto of_codes = [&](const Made& made) {
+          check(activate_codes(f, kType<T>, x_codes.get(), x_scales.get(), rows, columns, made, nullptr));
+        };
+        of_codes({nullptr, again.get(), scales_again.get()});
+        require_same(again, scales_again, expected);
+        of_codes({y.get(), nullptr, nullptr});
+        REQUIRE(same(floats(y.read()), values_of<T>(expected, columns)));
+      }
+    }
+  });
+  for (const int64_t width : {0, 8, 17, 65536}) CHECK(!fits_activations(Type::BFloat16, width));
+}
+
+TEST_CASE("kernels: codes of what a layer normalization gave", "[kernels]") {
+  SKIP_WITHOUT_GPU();
+  for_each_type([&](auto t) {
+    using T = decltype(t);
+    for (const auto& [rows, columns] :
+         std::vector<std::pair<int64_t, int64_t>>{{0, 16}, {7, 48}, {130, 528}, {9, 1040}, {5, 8192}, {3, 16384}}) {
+      for (const bool with_gamma : {false, true}) {
+        for (const bool with_beta : {false, true}) {
+          CAPTURE(rows, columns, sizeof(T), with_gamma, with_beta);
+          const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
+          const auto gamma = random_matrix<T>(1, columns, false), beta = random_matrix<T>(1, columns, false);
+          std::vector<float> mean, rstd;
+          Matrix expected{rows, columns, {}};
+          for (int64_t i = 0; i < rows; ++i) {
+            mean.push_back(0.01F * static_cast<float>(i));
+            rstd.push_back(1.0F + 0.1F * static_cast<float>(i));
+            for (int64_t j = 0; j < columns; ++j) {
+              const volatile float centered = matrix.at(i, j) - mean.back();
+              const volatile float normal = rstd.back() * centered;
+              const float g = gamma.at(0, j), b = beta.at(0, j);
+              const volatile float scaled = g * normal;
+              const float value = with_gamma ? (with_beta ? std::fma(g, normal, b) : static_cast<float>(scaled))
+                                             : (with_beta ? std::fma(rstd.back(), centered, b) : static_cast<float>(normal));
+              expected.values.push_back(static_cast<float>(rounded<T>(value)));
+            }
+          }
+          const Device<T> x(as<T>(matrix)), gammas(as<T>(gamma)), betas(as<T>(beta));
+          const Device<float> means(mean), rstds(rstd), scales(size_of(rows, 1));
+          const Device<int8_t> codes(size_of(rows, columns));
+          const LayerNorm norm{
+              kType<T>, x.get(), means.get(), rstds.get(), with_gamma ? gammas.get() : nullptr,
+              with_beta ? betas.get() : nullptr, rows, columns};
+          check(layer_norm(norm, {nullptr, codes.get(), scales.get()}, nullptr));
+          require_same(codes, scales, codes_of(expected));
+          const Device<T> y(size_of(rows, columns));
+          check(layer_norm(norm, {y.get(), nullptr, nullptr}, nullptr));
+          REQUIRE(same(floats(y.read()), values_of<T>(codes_of(expected), columns)));
+        }
+      }
+    }
+  });
 }
 
 TEST_CASE("kernels: every product of codes that runs on this GPU", "[kernels]") {

@@ -78,10 +78,14 @@ class OpCheck(unittest.TestCase):
             self.check("quantize_rows", x.view(2, 3, 10), granularity="tensor")
             self.check("quantize_rows", x.t())
             self.check("quantize_columns", x)
+            self.check("column_sums", x)
             self.check("quantize_rows_and_columns", x)
+            self.check("quantize_rows_and_columns", x, column_sums=True)
         codes, scales = te_int8.quantize_rows(torch.randn(6, 10))
         self.check("requantize_columns", codes, scales)
         self.check("requantize_columns", codes, torch.ones(1))
+        self.check("dequantize", codes, scales, out_dtype=torch.bfloat16)
+        self.check("dequantize", codes.view(2, 3, 10), torch.ones(1))
 
     def test_scaled_mm(self):
         a, a_scales = te_int8.quantize_rows(torch.randn(6, 10))

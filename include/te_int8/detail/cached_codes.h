@@ -38,6 +38,9 @@ class StorageState {
            tensor.storage_offset() == offset_;
   }
   bool expired() const { return storage_.expired(); }
+  bool is_of_storage_of(const at::Tensor& tensor) const {
+    return tensor.storage().unsafeGetStorageImpl() == storage_._unsafe_get_target();
+  }
 
  private:
   static uint32_t version_of(const at::Tensor& tensor) {
@@ -66,6 +69,7 @@ class LaidOutState {
            contiguous();
   }
   bool expired() const { return storage_.expired(); }
+  bool is_of_storage_of(const at::Tensor& tensor) const { return storage_.is_of_storage_of(tensor); }
 
  private:
   bool contiguous() const {

@@ -2,6 +2,7 @@
 // Sizes are symbolic so that torch.export and torch.compile can trace through.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string_view>
 
@@ -79,6 +80,30 @@ inline void check_out_dtype(const char* op, at::ScalarType dtype) {
   TORCH_CHECK_TYPE(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
       "te_int8::", op, ": expected out_dtype float, double, half or bfloat16, got ", dtype);
+}
+
+/// Of codes [*,K]: fp32 [*], or one for all.
+inline void check_scales_of_rows(
+    const char* op, const char* name, const at::Tensor& scales, const at::Tensor& codes) {
+  const auto rows = codes.sym_sizes().slice(0, std::max<int64_t>(codes.dim(), 1) - 1);
+  TORCH_CHECK_TYPE(
+      scales.scalar_type() == at::kFloat && scales.device() == codes.device(), "te_int8::", op, ": expected ", name,
+      " of float on ", codes.device(), ", got ", scales.scalar_type(), " on ", scales.device());
+  TORCH_CHECK(
+      scales.sym_sizes() == rows || (scales.dim() == 1 && scales.sym_size(0) == 1), "te_int8::", op, ": expected ",
+      name, " of shape ", rows, " or [1], got ", scales.sym_sizes());
+}
+
+/// Returns the dtype of the result.
+inline at::ScalarType check_dequantize(
+    const at::Tensor& codes, const at::Tensor& scales, std::optional<at::ScalarType> out_dtype) {
+  constexpr auto op = "dequantize";
+  check_int8(op, "codes", codes);
+  TORCH_CHECK(codes.dim() >= 1, "te_int8::dequantize: expected codes with at least 1 dimension, got a scalar");
+  check_scales_of_rows(op, "scales", scales, codes);
+  const auto dtype = out_dtype.value_or(at::kFloat);
+  check_out_dtype(op, dtype);
+  return dtype;
 }
 
 /// Returns the dtype of the result.
@@ -169,15 +194,7 @@ inline at::ScalarType check_linear_prequantized(
     TORCH_CHECK(
         x_scales.has_value(),
         "te_int8::linear_prequantized: expected x_scales with int8 x, got none");
-    const auto rows = x.sym_sizes().slice(0, x.dim() - 1);
-    TORCH_CHECK_TYPE(
-        x_scales->scalar_type() == at::kFloat && x_scales->device() == x.device(),
-        "te_int8::linear_prequantized: expected x_scales of float on ", x.device(), ", got ",
-        x_scales->scalar_type(), " on ", x_scales->device());
-    TORCH_CHECK(
-        x_scales->sym_sizes() == rows || (x_scales->dim() == 1 && x_scales->sym_size(0) == 1),
-        "te_int8::linear_prequantized: expected x_scales of shape ", rows, " or [1], got ",
-        x_scales->sym_sizes());
+    check_scales_of_rows(op, "x_scales", *x_scales, x);
   } else {
     check_float(op, "x", x);
     TORCH_CHECK(

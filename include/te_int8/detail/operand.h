@@ -5,6 +5,7 @@
 #include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include <torch/types.h>
 
@@ -67,19 +68,57 @@ inline at::Tensor as_rows(const at::Tensor& x) {
 
 /// db = sum dy over all rows, [N].
 inline at::Tensor bias_gradient(const at::Tensor& dy, at::ScalarType dtype) {
-  return as_rows(dy).sum(0, /*keepdim=*/false, dtype);
+  const auto rows = as_rows(dy);
+  if (rows.scalar_type() == at::kDouble) return rows.sum(0, /*keepdim=*/false, dtype);
+  return ops::column_sums(rows).to(dtype);
 }
 
 inline std::optional<at::Tensor> as_optional(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
+/// How codes by row came with an activation, and can be made again from what the activation's own backward holds anyway.
+struct CodesSource {
+  enum class Kind { Gelu, GeluTanh, Relu, Silu, LayerNorm };
+
+  Kind kind;
+  at::ScalarType dtype;  ///< of the activation
+  /// x, or its codes by row and scales; of Relu the activation itself, added by of(); of LayerNorm x, mean, rstd, and gamma and
+  /// beta or undefined ones.
+  std::vector<at::Tensor> inputs = {};
+  std::vector<int64_t> versions = {};  ///< of the inputs, when the codes were made
+
+  CodesSource(Kind k, at::ScalarType type, std::vector<at::Tensor> given = {})
+      : kind(k), dtype(type), inputs(std::move(given)) {
+    for (const auto& input : inputs) versions.push_back(version_of(input));
+  }
+
+  /// For the activation y, which nothing else holds alive here: of Relu, whose graph holds it, y again is what y comes from.
+  std::shared_ptr<const CodesSource> of(const at::Tensor& y) const {
+    return std::make_shared<CodesSource>(kind == Kind::Relu ? CodesSource(kind, dtype, {y.detach()}) : *this);
+  }
+  /// Whether the inputs are still what the codes were made of.
+  bool is_current() const {
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (version_of(inputs[i]) != versions[i]) return false;
+    }
+    return true;
+  }
+  /// The same bits again; of a function of codes, those of its values.
+  TE_INT8_API ops::Codes make() const;
+  /// What those codes stand for, in the activation's dtype.
+  TE_INT8_API at::Tensor make_values() const;
+
+ private:
+  static int64_t version_of(const at::Tensor& input) { return input.defined() && !input.is_inference() ? input._version() : 0; }
+};
+
 /// An operand in one of its forms. Its transposed codes, which only an INT8 backward needs, are
 /// made at most once, however many backwards ask.
 class Operand {
  public:
-  Operand(at::Tensor data, at::Tensor scales, OperandForm form)
-      : data_(std::move(data)), scales_(std::move(scales)), form_(form) {}
+  Operand(at::Tensor data, at::Tensor scales, OperandForm form, std::shared_ptr<const CodesSource> source = nullptr)
+      : data_(std::move(data)), scales_(std::move(scales)), form_(form), source_(std::move(source)) {}
 
   static std::shared_ptr<Operand> make(const at::Tensor& x, OperandForm form) {
     ops::Codes codes;
@@ -92,13 +131,9 @@ class Operand {
     return std::make_shared<Operand>(std::get<0>(codes), std::get<1>(codes), form);
   }
 
+  struct Both;
   /// Codes of x [R,C] by row and by column, for two matmuls that reduce it along either axis.
-  static std::pair<std::shared_ptr<Operand>, std::shared_ptr<Operand>> make_both(const at::Tensor& x) {
-    const auto [codes, scales, codes_t, scales_t] = ops::quantize_rows_and_columns(x);
-    return {
-        std::make_shared<Operand>(codes, scales, OperandForm::RowCodes),
-        std::make_shared<Operand>(codes_t, scales_t, OperandForm::ColumnCodes)};
-  }
+  static Both make_both(const at::Tensor& x, bool column_sums);
 
   /// For many multiplications: packed() holds the codes a second time.
   void expect_reuse() { reused_ = true; }
@@ -125,6 +160,9 @@ class Operand {
 
   const at::Tensor& data() const { return data_; }
   const at::Tensor& scales() const { return scales_; }
+  OperandForm form() const { return form_; }
+  /// Where the codes can be had again, or null.
+  const std::shared_ptr<const CodesSource>& source() const { return source_; }
 
   at::Tensor matrix() const { return as_rows(data_); }
   /// [R] or [1].
@@ -133,7 +171,7 @@ class Operand {
   /// [R,C] in `dtype`: float(code) * scale, rounded once.
   at::Tensor dequantized(at::ScalarType dtype) const {
     if (form_ == OperandForm::Values) return matrix().to(dtype);
-    return matrix().to(at::kFloat).mul_(scale_list().unsqueeze(1)).to(dtype);
+    return ops::dequantize(matrix(), scale_list(), dtype);
   }
 
   /// The codes for scaled_mm_packed, made at most once; undefined where they are used once, or by a back end
@@ -170,6 +208,7 @@ class Operand {
  private:
   at::Tensor data_, scales_;
   OperandForm form_;
+  std::shared_ptr<const CodesSource> source_;
   bool reused_ = false;
   std::shared_ptr<Operand> whole_;  ///< whose packed codes serve, from row first_ on
   int64_t first_ = 0;
@@ -178,5 +217,17 @@ class Operand {
   std::shared_ptr<Operand> transposed_;
   std::optional<StreamPoint> transposed_at_;
 };
+
+struct Operand::Both {
+  std::shared_ptr<Operand> rows, columns;
+  at::Tensor column_sums;  ///< fp32 [C], or undefined
+};
+
+inline Operand::Both Operand::make_both(const at::Tensor& x, bool column_sums) {
+  const auto [codes, scales, codes_t, scales_t, sums] = ops::quantize_rows_and_columns(x, column_sums);
+  return {
+      std::make_shared<Operand>(codes, scales, OperandForm::RowCodes),
+      std::make_shared<Operand>(codes_t, scales_t, OperandForm::ColumnCodes), column_sums ? sums : at::Tensor()};
+}
 
 }  // namespace te_int8::inline v0::detail

@@ -97,7 +97,8 @@ class QuantizedLayer {
 
     if (backend_ != Backend::Auto) backend_name(backend_, x.device().type());  // raises where it cannot
     const BackendScope backend(backend_);
-    LinearCall call{.config = config_, .out_dtype = output_dtype(x), .count = count_};
+    LinearCall call{.config = config_, .out_dtype = output_dtype(x), .count = count_, .activations = activations_,
+                    .observer = observer_of_call(name_)};
     const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
     {
       const at::NoGradGuard no_grad;
@@ -106,7 +107,7 @@ class QuantizedLayer {
       if (int8_output() || (config_.grad_input == Precision::Int8 && x.requires_grad())) {
         weight_operand(call, whole, part, trained);
       }
-      call.codes_inside = int8_output() && !trained && deferred_biases.empty() &&
+      call.codes_inside = int8_output() && !trained && deferred_biases.empty() && !call.observer &&
                           makes_codes_inside(x, *call.weight, bias, config_);
       if (!call.codes_inside && (int8_output() || (config_.grad_weight == Precision::Int8 && part.rows.requires_grad()))) {
         call.x = x_operand(x);
@@ -114,6 +115,7 @@ class QuantizedLayer {
     }
     call.deferred_biases = std::move(deferred_biases);
     auto y = call_linear(x, part.rows, bias, std::move(call));
+    Way::of_thread().passes(whole.unsafeGetTensorImpl());
     ++count_->calls;
     return y;
   }

@@ -123,6 +123,13 @@ class Scope {
   /// The weight that the layer of `operand` was given through the module tree, where the operand is that
   /// layer's former weight: the call began before the scope could tell the other handle.
   at::Tensor successor_of(const at::Tensor& operand, bool transposed) const;
+  /// Where operations leave the codes of what they make; null where the scope computes nothing in INT8, or by the
+  /// reference.
+  std::shared_ptr<ActivationCodes> activations() const {
+    return mode_ != Mode::Off && backend_ != Backend::Reference ? activations_ : nullptr;
+  }
+  /// Forgets the codes of an activation whose storage was written to.
+  void note_write_to_activation(const at::Tensor& written) { activations_->note_write(written); }
   /// Forgets the codes of activations.
   void forget_activations() { activations_->clear(); }
   /// Whether it covers a layer of one of these modules.
@@ -135,10 +142,11 @@ class Scope {
   std::shared_ptr<torch::nn::Module> root_;
   Mode mode_;
   Recipe recipe_;
+  Backend backend_ = Backend::Auto;
   std::vector<ScopedLayer> layers_;
   std::vector<OtherModule> others_;
   std::vector<const ScopedLayer*> replaced_;
-  std::shared_ptr<ActivationCodes> activations_ = std::make_shared<ActivationCodes>();
+  std::shared_ptr<ActivationCodes> activations_;
   mutable std::mutex index_mutex_;
   std::shared_ptr<const Index> index_;
   std::atomic<uint64_t> epoch_{0};
@@ -171,5 +179,12 @@ struct RoutedLayer {
   std::shared_ptr<const Scope::Index> index = nullptr;
 };
 std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed);
+
+/// `written` was written to by an operation of the calling thread: if it shares the storage of a weight or an activation of
+/// its scopes, that one's version need not tell.
+void note_write(const torch::Tensor& written);
+
+/// Those of the innermost scope of the calling thread that has any: see Scope::activations.
+std::shared_ptr<ActivationCodes> activations_of_thread();
 
 }  // namespace te_int8::inline v0::detail

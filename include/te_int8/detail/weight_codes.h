@@ -1,8 +1,10 @@
 // Codes of weights, which outlive the call that made them: made once per state of the weight.
 //
 // What LibTorch does not tell of a weight, and what is done about it:
-//   - torch::optim::SGD and `.data()` write without bumping the version: a weight's codes are also
-//     dropped once a gradient was accumulated into it, and are not kept while it has one;
+//   - torch::optim::SGD and others write through `.data()`, which bumps no version. A thread of a scope sees their usual
+//     operations (src/routing.cpp). What another thread does cannot be seen: until a weight has once changed visibly after
+//     a gradient, its codes are dropped at each gradient and not kept while it has one. From then on its steps are taken
+//     for visible, so that the micro-batches of a step share its codes;
 //   - tensors that share a storage need not share a version: codes of such a weight are not kept;
 //   - raw pointers write unseen: for them there is te_int8::refresh;
 //   - replays of a CUDA graph count nothing: codes of a weight that one may train are not kept.
@@ -13,6 +15,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,8 +36,11 @@ TE_INT8_API void forget_codes(const c10::TensorImpl* weight) noexcept;
 /// place in a leaf for one hook that runs after a gradient was accumulated, and dies with the leaf.
 class GradientWatch {
  public:
-  /// Whether `weight` may have got a gradient since the last call. Starts to watch a leaf that is not yet.
-  bool take_news(const at::Tensor& weight) {
+  enum class News { None, Unknown, Gradient };
+
+  /// Whether `weight` has got a gradient since the last call; unknown where nobody could tell until now. Starts to watch a
+  /// leaf that is not yet.
+  News take_news(const at::Tensor& weight) {
     if (weight.is_leaf() && !weight.is_inference()) {
       namespace impl = torch::autograd::impl;
       const auto* meta = impl::get_autograd_meta(weight);
@@ -42,20 +48,20 @@ class GradientWatch {
       if (hook == nullptr) {
         impl::set_post_acc_grad_hooks(
             weight, std::make_unique<Counter>(count_, weight.unsafeGetTensorImpl()));
-        return true;
+        return News::Unknown;
       }
       const auto* ours = dynamic_cast<const Counter*>(hook);
-      if (ours == nullptr) return true;  // somebody else's: what ours would have told has to be assumed
+      if (ours == nullptr) return News::Unknown;  // somebody else's: what ours would have told has to be assumed
       if (ours->count != count_) {       // of a cache entry before this one
         count_ = ours->count;
         seen_ = *count_;
-        return true;
+        return News::Unknown;
       }
     }
     const auto count = count_->load();
     const bool arrived = count != seen_;
     seen_ = count;
-    return arrived;
+    return arrived ? News::Gradient : News::None;
   }
 
   const GradientCount& count() const { return count_; }
@@ -89,13 +95,18 @@ class WeightCodes {
   /// counts its versions by itself. `trained` where the call is recorded for a gradient of the weight.
   Found get(const at::Tensor& weight, OperandForm form, std::size_t holders, bool trained) {
     const std::lock_guard lock(mutex_);
-    const bool gradients = watch_.take_news(weight);
-    if (gradients || !state_.is_state_of(weight) || required_grad_ != weight.requires_grad() ||
-        had_gradient_ != has_gradient(weight) || may_change_unseen(weight)) {
+    const bool changed = written_.exchange(false) || !state_.is_state_of(weight);
+    const auto news = watch_.take_news(weight);
+    const bool now = has_gradient(weight);
+    after_gradient_ |= now || news == GradientWatch::News::Gradient;
+    if (changed) steps_show_ |= std::exchange(after_gradient_, false);
+    // A gradient that is gone again was perhaps a step.
+    const bool perhaps_stepped = now ? !steps_show_ : news != GradientWatch::News::None || had_gradient_;
+    if (changed || required_grad_ != weight.requires_grad() || may_change_unseen(weight) || perhaps_stepped) {
       forms_.fill(std::nullopt);
       state_ = LaidOutState(weight);
       required_grad_ = weight.requires_grad();
-      had_gradient_ = has_gradient(weight);
+      had_gradient_ = now;
     }
     auto& codes = forms_.at(static_cast<std::size_t>(form));
     if (trained && capture_of(weight.device()) != 0) stepped_by_graphs_ = true;
@@ -116,6 +127,12 @@ class WeightCodes {
   void drop() {
     const std::lock_guard lock(mutex_);
     forms_.fill(std::nullopt);
+    after_gradient_ = steps_show_ = false;
+  }
+  /// Somebody wrote to the weight, or to a tensor that shares its storage, perhaps in each replay of a graph.
+  void note_write(bool in_graph) {
+    written_ = true;
+    if (in_graph) stepped_by_graphs_ = true;
   }
   bool empty() const {
     const std::lock_guard lock(mutex_);
@@ -137,19 +154,22 @@ class WeightCodes {
   static bool has_gradient(const at::Tensor& weight) {
     return weight.is_leaf() && weight.grad().defined();
   }
-  /// A gradient that is there may become a step at any time, an inference tensor has no version, tensors that share a
-  /// storage need not share theirs, and replays of a graph count nothing.
+  /// An inference tensor has no version, tensors that share a storage need not share theirs, and replays of a graph count
+  /// nothing.
   bool may_change_unseen(const at::Tensor& weight) const {
-    return weight.is_inference() || has_gradient(weight) || shared_ || stepped_by_graphs_;
+    return weight.is_inference() || shared_ || stepped_by_graphs_;
   }
 
   const c10::weak_intrusive_ptr<c10::TensorImpl> weight_;
   mutable std::mutex mutex_;
   LaidOutState state_;
   GradientWatch watch_;
+  std::atomic<bool> written_ = false;
+  bool after_gradient_ = false;  ///< there was a gradient since the last change
+  bool steps_show_ = false;      ///< the weight has changed visibly after a gradient
   // When the codes were made:
   bool required_grad_ = false, had_gradient_ = false;
-  bool stepped_by_graphs_ = false;  ///< a graph that trains the weight may be replayed
+  std::atomic<bool> stepped_by_graphs_ = false;  ///< a graph that trains the weight may be replayed
   bool shared_ = false;  ///< others held the storage and may write to it: good for one call
   std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
   std::vector<std::shared_ptr<Operand>> in_graphs_;     ///< made before the capture of a graph that reads them
@@ -168,6 +188,12 @@ class WeightCodeCache {
     const std::lock_guard lock(mutex_);
     const auto found = codes_.find(weight);
     if (found != codes_.end()) found->second->drop();
+  }
+  /// The weight, or a tensor that shares its storage, was written to.
+  void note_write(const c10::TensorImpl* weight, bool in_graph) {
+    const std::lock_guard lock(mutex_);
+    const auto found = codes_.find(weight);
+    if (found != codes_.end()) found->second->note_write(in_graph);
   }
   /// Drops the codes of a weight that a scope no longer has, unless it is frozen.
   void leave(const c10::TensorImpl* weight) {

@@ -1,6 +1,8 @@
-// Where there is no CUDA code, no device computes a layer of few rows in one kernel; else see cuda/linear.cpp.
+// What only a GPU's kernels do, where this build has none; else see cuda/linear.cpp and cuda/activations.cpp.
 #ifndef TE_INT8_WITH_CUDA
 #include <te_int8/detail/few_rows.h>
+
+#include "activations.h"
 
 namespace te_int8::inline v0::detail {
 
@@ -15,6 +17,16 @@ at::Tensor linear_of_few_rows(
     const std::optional<at::Tensor>& /*bias*/, at::ScalarType /*dtype*/) {
   TORCH_INTERNAL_ASSERT(false, "fits_linear_of_few_rows was not asked");
 }
+
+bool fits_activations(const at::Tensor& /*x*/) { return false; }
+
+Activated activate(CodesSource::Kind /*f*/, const at::Tensor& /*x*/) {
+  TORCH_INTERNAL_ASSERT(false, "fits_activations was not asked");
+}
+
+ops::Codes CodesSource::make() const { TORCH_INTERNAL_ASSERT(false, "fits_activations was not asked"); }
+
+at::Tensor CodesSource::make_values() const { TORCH_INTERNAL_ASSERT(false, "fits_activations was not asked"); }
 
 }  // namespace te_int8::inline v0::detail
 #endif
