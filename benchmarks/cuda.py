@@ -158,8 +158,12 @@ def quantize(m, k):
         "quantize_columns": rotate(ops.quantize_columns, values, count),
         "copy of 4 bytes": copy(4 * m * k),
         "quantize_rows_and_columns": rotate(ops.quantize_rows_and_columns, values, count),
+        "quantize_rows_and_columns, sums": rotate(
+            lambda x: ops.quantize_rows_and_columns(x, column_sums=True), values, count),
         "copy of 2 bytes": copy(2 * m * k),
         "requantize_columns": rotate(ops.requantize_columns, lambda: ops.quantize_rows(bf16(m, k)), count),
+        "dequantize": rotate(lambda codes, scales: ops.dequantize(codes, scales, out_dtype=torch.bfloat16),
+                             lambda: ops.quantize_rows(bf16(m, k)), count),
         "again": copy(3 * m * k),
     }
 

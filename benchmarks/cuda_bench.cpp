@@ -50,4 +50,29 @@ void CudaLinearOnHost(benchmark::State& state) {
 }
 BENCHMARK(CudaLinearOnHost)->ArgsProduct({{0, 1}, {2, 3}, {1, 16}})->UseManualTime()->Iterations(20);
 
+/// The parts of such a call: what it is made of where the layer has more rows than one kernel takes.
+void CudaPartsOnHost(benchmark::State& state) {
+  if (!torch::cuda::is_available()) {
+    state.SkipWithError("needs a GPU");
+    return;
+  }
+  namespace ops = te_int8::ops;
+  const torch::NoGradGuard no_grad;
+  const auto options = torch::TensorOptions(torch::kCUDA).dtype(torch::kBFloat16);
+  const auto x = torch::randn({16, 256}, options), weight = torch::randn({256, 256}, options), bias = torch::randn({256}, options);
+  const auto [codes, scales] = ops::quantize_rows(x);
+  const auto [weight_codes, weight_scales] = ops::quantize_rows(weight);
+  switch (state.range(0)) {
+    case 0: return time_enqueueing(state, [&] { benchmark::DoNotOptimize(at::empty({16, 256}, options)); });
+    case 1: return time_enqueueing(state, [&] { benchmark::DoNotOptimize(ops::quantize_rows(x)); });
+    case 2: return time_enqueueing(state, [&] {
+      benchmark::DoNotOptimize(ops::scaled_mm(codes, weight_codes, scales, weight_scales, bias, at::kBFloat16));
+    });
+    default: return time_enqueueing(state, [&] {
+      benchmark::DoNotOptimize(ops::linear_prequantized(x, weight_codes, weight_scales, bias));
+    });
+  }
+}
+BENCHMARK(CudaPartsOnHost)->ArgName("empty_quantize_multiply_linear")->DenseRange(0, 3)->UseManualTime()->Iterations(20);
+
 }  // namespace

@@ -71,6 +71,19 @@ inline void check_same_settings(
   }
 }
 
+// Only the model, to begin another run with.
+inline void load_model(const std::string& path, torch::nn::Module& model, torch::Device device) {
+  try {
+    torch::serialize::InputArchive file;
+    file.load_from(path, device);
+    torch::serialize::InputArchive model_part;
+    file.read("model", model_part);
+    model.load(model_part);
+  } catch (const c10::Error& error) {
+    throw std::runtime_error("cannot begin with the model of " + path + ": " + first_line(error));
+  }
+}
+
 // `counters` names what to read, and receives the values.
 inline void load_checkpoint(
     const std::string& path, torch::nn::Module& model, torch::optim::Optimizer& optimizer,

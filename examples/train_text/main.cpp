@@ -42,6 +42,10 @@ int train(
   torch::manual_seed(options.train.seed);
   Gpt model(options.model);
   model->to(device);
+  if (!options.init.empty()) {
+    examples::load_model(options.init, *model, device);
+    std::cout << "Begins with the model of " << options.init << '\n';
+  }
   Trainer trainer(model, data, options.train, device);
   const examples::Settings settings = run_settings(options, text);
   if (options.resume) {

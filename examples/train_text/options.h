@@ -22,6 +22,7 @@ struct Options {
   bool compare = false;
   std::string out;  // the folder that --compare writes to
   std::string csv;
+  std::string init;  // a checkpoint whose model the run begins with
   std::string checkpoint;
   bool resume = false;
   GptConfig model;

@@ -26,7 +26,7 @@ std::string metrics_line(const Metrics& metrics) {
   return out.str();
 }
 
-std::string metrics_header() { return "step,tokens,train_loss,val_loss,lr,tokens_per_second"; }
+std::string metrics_header() { return "step,tokens,train_loss,val_loss,lr,tokens_per_second,peak_mb"; }
 
 std::vector<std::string> metrics_fields(const Metrics& metrics) {
   const auto exact = [](double value) {
@@ -36,7 +36,8 @@ std::vector<std::string> metrics_fields(const Metrics& metrics) {
   };
   return {std::to_string(metrics.step),    std::to_string(metrics.tokens),
           exact(metrics.train_loss),       exact(metrics.validation_loss),
-          fixed(metrics.learning_rate, 8), fixed(metrics.tokens_per_second, 0)};
+          fixed(metrics.learning_rate, 8), fixed(metrics.tokens_per_second, 0),
+          fixed(metrics.peak_mb, 1)};
 }
 
 std::string run_description(

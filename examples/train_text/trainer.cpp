@@ -1,5 +1,8 @@
 #include "trainer.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "../common/bf16_autocast.h"
@@ -24,6 +27,15 @@ std::vector<torch::optim::OptimizerParamGroup> parameter_groups(
     return torch::optim::OptimizerParamGroup(std::move(parameters), std::move(options));
   };
   return {group(std::move(matrices), weight_decay), group(std::move(vectors), 0.0)};
+}
+
+double peak_megabytes(torch::Device device) {
+  if (!device.is_cuda()) {
+    return 0;
+  }
+  const auto index = static_cast<c10::DeviceIndex>(std::max<int>(device.index(), 0));
+  const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(index);
+  return static_cast<double>(stats.allocated_bytes[0].peak) * 1e-6;
 }
 
 }  // namespace
@@ -55,10 +67,17 @@ Trainer::Trainer(Gpt model, const TextData& data, TrainOptions options, torch::D
       device_(device),
       validation_(data.validation_batches(options_.eval_windows, options_.batch)),
       optimizer_(parameter_groups(*model_, options_.weight_decay)),
-      loss_sum_(torch::zeros({}, torch::dtype(torch::kDouble).device(device))) {}
+      loss_sum_(torch::zeros({}, torch::dtype(torch::kDouble).device(device))) {
+  if (!options_.diagnose.empty()) {
+    diagnostics_.emplace(options_.diagnose);
+  }
+}
 
 void Trainer::train_step() {
   const auto [tokens, targets] = data_.train_batch(options_.seed, step_, options_.batch);
+  const auto measurement = diagnostics_ && step_ % options_.diagnose_every == 0
+                               ? diagnostics_->measure(step_)
+                               : te_int8::Diagnostics::Measurement();
   torch::Tensor loss;
   {
     const examples::Bf16Autocast autocast(device_, options_.bf16);
@@ -101,6 +120,7 @@ bool Trainer::run(const std::function<void(const Metrics&)>& on_metrics) {
     metrics.train_loss = loss_sum / static_cast<double>(loss_count_);
     metrics.learning_rate = options_.schedule.at(step_ - 1);
     metrics.tokens_per_second = progress.tokens_per_second();
+    metrics.peak_mb = peak_megabytes(device_);
     const bool quantized = options_.mode != te_int8::Mode::Off;
     metrics.validation_loss = evaluate(
         model_, validation_, options_.bf16,

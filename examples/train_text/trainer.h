@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,8 @@ struct TrainOptions {
   int64_t eval_windows = 0;
   te_int8::Mode mode = te_int8::Mode::Off;  // QAT, or Off: full precision
   te_int8::Recipe recipe;
+  std::string diagnose;  // a CSV file, or empty
+  int64_t diagnose_every = 100;
 };
 
 // What is known after an evaluation.
@@ -39,6 +42,7 @@ struct Metrics {
   double learning_rate = 0;    // of the last step
   double tokens_per_second = 0;
   double seconds_left = 0;
+  double peak_mb = 0;  // of device memory in use since the program began; 0 on the CPU
 };
 
 // Mean loss in nats per byte, in eval mode and without gradients. `mode` is Inference, or Off.
@@ -72,6 +76,7 @@ class Trainer {
   int64_t step_ = 0;
   torch::Tensor loss_sum_;  // since the last evaluation; on the device: no step waits for it
   int64_t loss_count_ = 0;
+  std::optional<te_int8::Diagnostics> diagnostics_;
 };
 
 }  // namespace train_text
