@@ -259,6 +259,18 @@ TEST_CASE("in-place operations on .data() are seen in a scope", "[guard][codes]"
   CHECK(w.fresh());
 }
 
+TEST_CASE("an attached thread that calls no layer is seen when it writes through .data()", "[guard][codes]") {
+  Warm w;
+  w.weight().set_requires_grad(false);
+  const AutocastGuard guard(w.model, Mode::QAT);
+  w.forward();
+  std::thread([&] {
+    const auto attachment = guard.attach();
+    w.weight().data().copy_(torch::ones({4, 8}));
+  }).join();
+  CHECK(w.fresh());
+}
+
 TEST_CASE("what InferenceMode has quantized can be trained with", "[guard][codes]") {
   TwoLayers model;
   const auto x = torch::randn({5, 8}).set_requires_grad(true);
