@@ -2,9 +2,6 @@
 // what autograd holds anyway.
 #pragma once
 
-#include <optional>
-#include <vector>
-
 #include <torch/types.h>
 
 #include <te_int8/detail/operand.h>

@@ -3,8 +3,6 @@
 
 #include <utility>
 
-#include <ATen/TensorSubclassLikeUtils.h>
-
 #include "../activations.h"
 #include "device.h"
 
@@ -78,7 +76,7 @@ Results make(const CodesSource& source, bool values, bool with_codes) {
 
 bool fits_activations(const at::Tensor& x) {
   const auto type = x.scalar_type();
-  if (!x.is_cuda() || at::isTensorSubclassLike(x) || x.is_neg() || x._is_zerotensor()) return false;
+  if (!x.is_cuda() || !cuda::is_plain(x)) return false;
   if (type != at::kFloat && type != at::kHalf && type != at::kBFloat16) return false;
   if (x.dim() == 0 || x.numel() == 0 || !x.is_contiguous()) return false;
   constexpr uintptr_t kAlignment = 16;

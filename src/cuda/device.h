@@ -1,6 +1,7 @@
 // What the CUDA back ends share: which of them is in force, and the stream that a tensor's work goes to.
 #pragma once
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -48,6 +49,9 @@ inline kernels::Type type_of(at::ScalarType type) {
   return type == at::kHalf ? kernels::Type::Half
                            : type == at::kBFloat16 ? kernels::Type::BFloat16 : kernels::Type::Float;
 }
+
+/// Whether the memory of x holds its values as they are: the dispatcher sees to all else, and is not always asked.
+inline bool is_plain(const at::Tensor& x) { return !at::isTensorSubclassLike(x) && !x.is_neg() && !x._is_zerotensor(); }
 
 /// x without gaps, in a type that kernels read: the number format rounds double to float first.
 inline at::Tensor dense(const at::Tensor& x) {

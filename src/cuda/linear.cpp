@@ -5,8 +5,6 @@
 #include <initializer_list>
 #include <string_view>
 
-#include <ATen/TensorSubclassLikeUtils.h>
-
 #include <te_int8/detail/few_rows.h>
 
 #include "choose.h"
@@ -42,13 +40,10 @@ bool fits_linear_of_few_rows(
   const auto is_one_of = [](const at::Tensor& t, std::initializer_list<at::ScalarType> types) {
     return std::ranges::find(types, t.scalar_type()) != types.end();
   };
-  /// Whether its memory, on the device of x, holds its values: the dispatcher sees to all else, and is not asked here.
-  const auto is_plain = [&](const at::Tensor& t) {
-    return t.device() == x.device() && !at::isTensorSubclassLike(t) && !t.is_neg() && !t._is_zerotensor();
-  };
-  if (!x.is_cuda() || !is_plain(x) || !is_plain(codes) || !is_plain(scales)) return false;
+  const auto is_plain_here = [&](const at::Tensor& t) { return t.device() == x.device() && cuda::is_plain(t); };
+  if (!x.is_cuda() || !cuda::is_plain(x) || !is_plain_here(codes) || !is_plain_here(scales)) return false;
   if (!is_one_of(x, {at::kFloat, at::kHalf, at::kBFloat16}) || !x.is_contiguous() || !codes.is_contiguous()) return false;
-  if (bias && (!is_plain(*bias) || bias->dim() != 1 || bias->size(0) != codes.size(0) ||
+  if (bias && (!is_plain_here(*bias) || bias->dim() != 1 || bias->size(0) != codes.size(0) ||
                !is_one_of(*bias, {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}))) {
     return false;
   }
