@@ -30,10 +30,9 @@ void skip_where_it_cannot_run() {
 int reference_products = 0;  ///< see the case that counts them
 using Codes = std::tuple<Tensor, Tensor>;
 
-const std::vector<at::ScalarType> kFloats{at::kFloat, at::kDouble, at::kHalf, at::kBFloat16};
 
 /// The shapes of all tests, and some that fill whole tiles, blocks and panels and go beyond them.
-std::vector<Shape> matrices() {
+std::vector<Shape> matrices_for_cpu() {
   auto result = shapes();
   for (const int64_t rows : {11, 12, 13, 63, 64, 65, 95, 96, 97, 193}) {
     for (const int64_t columns : {4, 63, 64, 65, 258}) result.emplace_back(rows, columns);
@@ -51,7 +50,7 @@ TEST_CASE("codes and scales of the cpu back end are the reference's", "[cpu][num
   skip_where_it_cannot_run();
   torch::manual_seed(71);
   int64_t i = 0;
-  for (const auto& [rows, columns] : matrices()) {
+  for (const auto& [rows, columns] : matrices_for_cpu()) {
     const auto dtype = kFloats[static_cast<std::size_t>(i) % kFloats.size()];
     const auto layout = static_cast<Layout>(i++ % kLayouts);
     CAPTURE(rows, columns, dtype, static_cast<int>(layout));
@@ -63,7 +62,7 @@ TEST_CASE("sums and results of the cpu back end are the reference's", "[cpu][num
   skip_where_it_cannot_run();
   torch::manual_seed(72);
   int64_t i = 0;
-  for (const auto& [rows, depth] : matrices()) {
+  for (const auto& [rows, depth] : matrices_for_cpu()) {
     const int64_t columns = i % 7 == 0 ? i % 200 : 1 + i * 13 % 71;
     const auto layout = static_cast<Layout>(i % kLayouts);
     const auto dtype = kFloats[static_cast<std::size_t>(i / 7) % kFloats.size()];

@@ -22,10 +22,9 @@ namespace reference = te_int8::reference;
 namespace {
 
 using Codes = std::tuple<Tensor, Tensor>;
-const std::vector<at::ScalarType> kFloats{at::kFloat, at::kDouble, at::kHalf, at::kBFloat16};
 
 /// The shapes of all tests; tiles and pieces full, and one more or less; rows up to 200,000 wide.
-std::vector<Shape> matrices() {
+std::vector<Shape> matrices_for_cuda() {
   auto result = shapes();
   for (const int64_t rows : {63, 64, 65, 127, 128, 129, 511, 513, 1000}) {
     for (const int64_t columns : {16, 48, 128, 256, 272, 513}) result.emplace_back(rows, columns);
@@ -74,7 +73,7 @@ TEST_CASE("codes and scales of the kernels for CUDA are the reference's", "[cuda
   SKIP_UNLESS_CUDA();
   torch::manual_seed(81);
   int64_t i = 0;
-  for (const auto& [rows, columns] : matrices()) {
+  for (const auto& [rows, columns] : matrices_for_cuda()) {
     const auto dtype = kFloats[static_cast<std::size_t>(i) % kFloats.size()];
     const auto layout = static_cast<Layout>(i++ % 3 == 0 ? 0 : i % kLayouts);
     CAPTURE(rows, columns, dtype, static_cast<int>(layout));
@@ -100,7 +99,7 @@ TEST_CASE("sums and results of the back ends for CUDA are the reference's and th
   const te_int8::detail::BackendScope scope(te_int8::detail::parse_backend(backend));
   torch::manual_seed(82);
   int64_t i = 0;
-  for (const auto& [rows, depth] : matrices()) {
+  for (const auto& [rows, depth] : matrices_for_cuda()) {
     const int64_t columns = i % 7 == 0 ? i % 200 : 1 + i * 13 % 71;
     const auto layout = static_cast<Layout>(i % 3 == 0 ? 0 : i % kLayouts);
     const auto dtype = kFloats[static_cast<std::size_t>(i / 7) % kFloats.size()];

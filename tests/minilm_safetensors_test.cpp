@@ -31,7 +31,7 @@ std::string file_of(const std::string& header, const std::string& data) {
   return bytes_of(header.size()) + header + data;
 }
 
-minilm::NamedTensors read(const std::string& file) {
+minilm::NamedTensors load(const std::string& file) {
   std::istringstream stream(file);
   return minilm::read_safetensors(stream, file.size(), "file");
 }
@@ -176,14 +176,14 @@ TEST_CASE("safetensors: every dtype is read, also from odd offsets", "[examples]
 }
 
 TEST_CASE("safetensors: metadata, empty tensors and scalars", "[examples][minilm]") {
-  const minilm::NamedTensors tensors = read(good_file());
+  const minilm::NamedTensors tensors = load(good_file());
   REQUIRE(tensors.size() == 5);
   CHECK(torch::equal(tensors.at("matrix"), torch::tensor({{1.f, 2.f, 3.f}, {4.f, 5.f, 6.f}})));
   CHECK(tensors.at("none").sizes() == std::vector<int64_t>{0, 4});
   CHECK(tensors.at("scalar").dim() == 0);
   CHECK(tensors.at("scalar").item<int64_t>() == 42);
   CHECK(torch::equal(tensors.at("flags"), torch::tensor({true, false, true})));
-  CHECK(read(file_of("{}", "")).empty());
+  CHECK(load(file_of("{}", "")).empty());
 }
 
 TEST_CASE("safetensors: what is wrong with a file is said", "[examples][minilm]") {
@@ -229,7 +229,7 @@ TEST_CASE("safetensors: what is wrong with a file is said", "[examples][minilm]"
       {file_of('{' + entry("w", "BOOL", "[1]", "[0,1]") + '}', "\2"), "BOOL bytes of 0 or 1"},
   }));
   CAPTURE(message);
-  CHECK_THROWS_WITH(read(file), ContainsSubstring(message));
+  CHECK_THROWS_WITH(load(file), ContainsSubstring(message));
 }
 
 TEST_CASE("safetensors: what is no file is refused", "[examples][minilm]") {
@@ -251,7 +251,7 @@ TEST_CASE(
       mutate(file, random);
     }
     try {
-      const bool valid = is_valid(read(file), file.size());
+      const bool valid = is_valid(load(file), file.size());
       if (!valid) {
         FAIL("mutation " << i << " gave tensors that are not whole");
       }

@@ -162,6 +162,8 @@ inline at::Tensor random_matrix(
   return x.to(test_device(), dtype);
 }
 
+inline const std::vector<at::ScalarType> kFloats{at::kFloat, at::kDouble, at::kHalf, at::kBFloat16};
+
 /// How a matrix lies in memory.
 enum class Layout { Contiguous, Transposed, Strided, Narrowed, Misaligned, EqualRows, EqualColumns };
 inline constexpr int64_t kLayouts = 7;
