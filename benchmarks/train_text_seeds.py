@@ -66,6 +66,8 @@ def plot(runs, path):
         line, = axes.plot(tokens, [statistics.mean(values) for values in losses], label=TITLES[recipe])
         axes.fill_between(tokens, [min(v) for v in losses], [max(v) for v in losses], color=line.get_color(), alpha=0.2)
     axes.set(xlabel="million tokens", ylabel="validation loss, nats per byte", yscale="log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter("{x:.1f}")
     axes.legend()
     figure.savefig(path, dpi=150)
 

@@ -77,12 +77,18 @@ else()
   endif()
   if(te_int8_hopper)
     # The first is quick everywhere. A float output leaves little shared memory to larger tiles.
-    set(fields TILE_M TILE_N TILE_K CLUSTER_M CLUSTER_N COOPERATIVE SWAPPED)
-    set(few_rows 64,16,256,1,1,0,1 64,32,256,1,1,0,1 64,64,256,1,1,0,1)
+    set(fields TILE_M TILE_N TILE_K CLUSTER_M CLUSTER_N COOPERATIVE SWAPPED ACCUMULATES)
+    set(few_rows 64,16,256,1,1,0,1,0 64,32,256,1,1,0,1,0 64,64,256,1,1,0,1,0)
     te_int8_add_gemms(gemm_sm90 90a "bfloat16;half" "${fields}"
-      128,128,128,2,1,0,0 128,128,128,1,1,0,0 64,128,128,1,1,0,0 128,192,128,2,1,0,0 192,128,128,1,2,0,0
-      128,256,128,1,1,1,0 128,256,128,2,1,1,0 ${few_rows})
-    te_int8_add_gemms(gemm_sm90 90a float32 "${fields}" 128,128,128,2,1,0,0 128,128,128,1,1,0,0 64,128,128,1,1,0,0)
+      128,128,128,2,1,0,0,0 128,128,128,1,1,0,0,0 64,128,128,1,1,0,0,0 128,192,128,2,1,0,0,0 192,128,128,1,2,0,0,0
+      128,256,128,1,1,1,0,0 128,256,128,2,1,1,0,0 ${few_rows})
+    te_int8_add_gemms(gemm_sm90 90a float32 "${fields}"
+      128,128,128,2,1,0,0,0 128,128,128,1,1,0,0,0 64,128,128,1,1,0,0,0)
+    set(gradients float32 bfloat16 half)
+    if(TE_INT8_TILES STREQUAL "ONE")
+      set(gradients float32)
+    endif()
+    te_int8_add_gemms(gemm_sm90 90a "${gradients}" "${fields}" 128,128,128,2,1,0,0,1)
   endif()
   if(te_int8_old_architectures)
     set(fields TILE_M TILE_N TILE_K WARP_M WARP_N STAGES)

@@ -8,13 +8,15 @@
 
 namespace te_int8::kernels {
 
-/// out [m, n] = epilogue(a [m, k] x b [n, k]), all contiguous.
+/// out [m, n] = epilogue(a [m, k] x b [n, k]), all contiguous; or added to what out holds, which is then in the place of
+/// the bias: rounded once.
 struct Product {
   const int8_t *a, *b;
   int64_t m, n, k;
   Epilogue epilogue;
   Type type;
   void* out;
+  bool accumulate = false;  ///< without a bias
 };
 
 inline constexpr int64_t kAnyRows = INT64_MAX;
@@ -28,6 +30,7 @@ struct Gemm {
   bool along_m;           ///< whether tiles are computed down the columns first
   int swizzle;            ///< tiles of the other direction that go together
   cudaError_t (*launch)(const Product& product, const Gemm& how, int sms, cudaStream_t stream);
+  bool accumulates = false;  ///< for products that do, and only for those
 };
 
 /// Every kernel of this build, in no order.

@@ -37,6 +37,7 @@ struct Finish {
   struct Arguments {
     Epilogue epilogue;
     Out* out;
+    bool accumulate;
   };
   using Params = Arguments;
   struct SharedStorage {};
@@ -78,12 +79,15 @@ struct Finish {
       const int m = get<0>(place), n = get<1>(place);
       if (m < rows && n < columns) {
         const float a_scale = a_scale_at(params->epilogue, m);
+        auto* out = reinterpret_cast<cutlass::AlignedArray<Out, kVector>*>(params->out + static_cast<int64_t>(m) * columns + n);
         cutlass::AlignedArray<Out, kVector> result;
+        if (params->accumulate) result = *out;
         CUTLASS_PRAGMA_UNROLL
         for (int v = 0; v < kVector; ++v) {
-          result[v] = static_cast<Out>(epilogue_formula(sums[v], a_scale, b_scale[column][v], bias[column][v]));
+          const float added = params->accumulate ? static_cast<float>(result[v]) : bias[column][v];
+          result[v] = static_cast<Out>(epilogue_formula(sums[v], a_scale, b_scale[column][v], added));
         }
-        *reinterpret_cast<cutlass::AlignedArray<Out, kVector>*>(params->out + static_cast<int64_t>(m) * columns + n) = result;
+        *out = result;
       }
       return sums;
     }
@@ -110,7 +114,7 @@ using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 cudaError_t launch(const Product& product, const Gemm&, int, cudaStream_t stream) {
   const int m = static_cast<int>(product.m), n = static_cast<int>(product.n), k = static_cast<int>(product.k);
   const typename Adapter::Arguments arguments(
-      cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k}, 1, {product.epilogue, static_cast<Out*>(product.out)},
+      cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k}, 1, {product.epilogue, static_cast<Out*>(product.out), product.accumulate},
       product.a, product.b, nullptr, nullptr, 0, 0, 0, 0, k, k, 0, 0);
   Adapter adapter;
   if (adapter.initialize(arguments, nullptr, stream) != cutlass::Status::kSuccess ||
@@ -122,17 +126,20 @@ cudaError_t launch(const Product& product, const Gemm&, int, cudaStream_t stream
 }
 
 const bool registered = [] {
-  gemm_registry().push_back(
-      {.name = "multistage " TE_INT8_VALUE(TE_INT8_TILE_M) "x" TE_INT8_VALUE(TE_INT8_TILE_N) "x" TE_INT8_VALUE(
-           TE_INT8_TILE_K) " " TE_INT8_VALUE(TE_INT8_STAGES) " stages",
-       .oldest = 80,
-       .newest = 89,  // Hopper computes them at half its speed, and later GPUs have next to no INT8 at all
-       .fewest_rows = 17,
-       .most_rows = kAnyRows,
-       .type = kTypeOf<Out>,
-       .along_m = false,
-       .swizzle = 8,
-       .launch = launch});
+  for (const bool accumulates : {false, true}) {
+    gemm_registry().push_back(
+        {.name = "multistage " TE_INT8_VALUE(TE_INT8_TILE_M) "x" TE_INT8_VALUE(TE_INT8_TILE_N) "x" TE_INT8_VALUE(
+             TE_INT8_TILE_K) " " TE_INT8_VALUE(TE_INT8_STAGES) " stages",
+         .oldest = 80,
+         .newest = 89,  // Hopper computes them at half its speed, and later GPUs have next to no INT8 at all
+         .fewest_rows = 17,
+         .most_rows = kAnyRows,
+         .type = kTypeOf<Out>,
+         .along_m = false,
+         .swizzle = 8,
+         .launch = launch,
+         .accumulates = accumulates});
+  }
   return true;
 }();
 

@@ -6,6 +6,7 @@
 //   TE_INT8_CLUSTER_M, _N    blocks that share what they load
 //   TE_INT8_COOPERATIVE      two warpgroups on one tile, else on two in turn (pingpong)
 //   TE_INT8_SWAPPED          the transposed product b a^T, for few rows of a: wgmma wants at least 64 on its left side
+//   TE_INT8_ACCUMULATES      adds to what `out` holds
 #include <utility>
 
 #include <cute/tensor.hpp>
@@ -127,11 +128,18 @@ class Bias : public ByColumn<OneColumn> {
   Type type_ = Type::Float;
 };
 
-// fma(b_scale, float(sum) * a_scale, bias). A stride of bool is one scale for all, or one each.
+// fma(b_scale, float(sum) * a_scale, bias, or what is there). A stride of bool is one scale for all, or one each.
+#if TE_INT8_ACCUMULATES
+using Source = Out;
+using Added = fusion::Sm90SrcFetch<Source>;
+#else
+using Source = void;
+using Added = Bias;
+#endif
 using Scaled = fusion::Sm90EVT<
     fusion::Sm90Compute<cutlass::multiplies, float, float, kRound>, ByRow<RowScales>, fusion::Sm90AccFetch>;
 using Formula = fusion::Sm90EVT<
-    fusion::Sm90Compute<cutlass::homogeneous_multiply_add, Out, float, kRound>, ByColumn<ColumnScales>, Scaled, Bias>;
+    fusion::Sm90Compute<cutlass::homogeneous_multiply_add, Out, float, kRound>, ByColumn<ColumnScales>, Scaled, Added>;
 
 #if TE_INT8_COOPERATIVE
 using Schedule = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
@@ -154,7 +162,7 @@ using OutLayout = cutlass::layout::RowMajor;
 constexpr int kOutAlignment = 16 / sizeof(Out);
 using EpilogueOf = typename cutlass::epilogue::collective::CollectiveBuilder<
     cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
-    cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, void, OutLayout, kOutAlignment, Out, OutLayout,
+    cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, Source, OutLayout, kOutAlignment, Out, OutLayout,
     kOutAlignment, EpilogueSchedule, Formula>::CollectiveOp;
 using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
     cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, 16, int8_t,
@@ -182,6 +190,16 @@ cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_
       else return stride;
     }));
   };
+  const auto out_strides = cutlass::make_cute_packed_stride(typename EpilogueOf::StrideD{}, {m, n, 1});
+#if TE_INT8_ACCUMULATES
+  const typename Added::Arguments added{};
+  const auto* const source = static_cast<const Source*>(product.out);
+  const auto source_strides = out_strides;
+#else
+  const typename Added::Arguments added{scales.bias, scales.bias_type};
+  const void* const source = nullptr;
+  const typename EpilogueOf::StrideC source_strides{};
+#endif
   typename Adapter::Arguments arguments{
       cutlass::gemm::GemmUniversalMode::kGemm,
       {m, n, k, 1},
@@ -189,12 +207,12 @@ cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_
        cutlass::make_cute_packed_stride(typename Mainloop::StrideB{}, {n, k, 1})},
       {{{scales.b_scales, 1.0F, strides(scales.b_step, ColumnScales{})},
         {{scales.a_scales, 1.0F, strides(scales.a_step, RowScales{})}, {}, {}},
-        {scales.bias, scales.bias_type},
+        added,
         {}},
-       nullptr,
-       {},
+       source,
+       source_strides,
        static_cast<Out*>(product.out),
-       cutlass::make_cute_packed_stride(typename EpilogueOf::StrideD{}, {m, n, 1})}};
+       out_strides}};
   arguments.hw_info.sm_count = sms;
   arguments.scheduler.max_swizzle_size = how.swizzle;
   using Order = cutlass::gemm::kernel::detail::RasterOrderOptions;
@@ -222,7 +240,8 @@ const bool registered = [] {
            .type = kTypeOf<Out>,
            .along_m = along_m,
            .swizzle = swizzle,
-           .launch = launch});
+           .launch = launch,
+           .accumulates = static_cast<bool>(TE_INT8_ACCUMULATES)});
     }
   }
   return true;

@@ -106,7 +106,7 @@ class DeferredTensorImpl final : public c10::TensorImpl {
   std::optional<c10::Stream> stream_;
 };
 
-/// What an in-place addition of a bias adds to the history of a product.
+/// What an in-place addition of a bias adds to the history of a product that is not LinearFunction's: x and W need no gradient.
 struct AddBias final : torch::autograd::Node {
   explicit AddBias(at::ScalarType bias_dtype) : bias_dtype_(bias_dtype) {}
 
@@ -165,7 +165,7 @@ at::Tensor& add_bias(at::Tensor& self, const at::Tensor& other, const at::Scalar
     return at::_ops::add__Tensor::call(self, other, alpha);
   }
   if (!self.is_inference()) deferred->bump_version();
-  if (torch::autograd::compute_requires_grad(self, other)) {
+  if (torch::autograd::compute_requires_grad(other) && !LinearFunction::add_bias_input(self, other)) {
     auto node = std::make_shared<AddBias>(other.scalar_type());
     node->set_next_edges(torch::autograd::collect_next_edges(self, other));
     node->add_input_metadata(self);

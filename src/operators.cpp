@@ -74,6 +74,13 @@ CodesOfBoth quantize_rows_and_columns(const Tensor& x, bool column_sums) {
   return std::tuple_cat(ops::quantize_rows(x), ops::quantize_columns(x), std::tuple(sums));
 }
 
+/// For devices without a kernel that does it at once.
+Tensor& add_scaled_mm_(
+    Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
+  detail::check_add_scaled_mm(self, a, b, a_scales, b_scales);
+  return self.add_(ops::scaled_mm(a, b, a_scales, b_scales));
+}
+
 // ---- Operations without a gradient ----
 
 template <typename... Tensors>
@@ -135,6 +142,17 @@ Tensor scaled_mm_autograd(
   return ops::scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
 }
 
+Tensor& add_scaled_mm_autograd_(
+    Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
+  forbid_gradient("add_scaled_mm_", self, a_scales, b_scales);
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ops::add_scaled_mm_(self, a, b, a_scales, b_scales);
+  }
+  if (!self.is_inference()) torch::autograd::impl::bump_version(self);
+  return self;
+}
+
 // ---- Autocast: the result has the autocast dtype, the operands are quantized as they are ----
 
 Tensor linear_autocast(
@@ -182,6 +200,8 @@ TORCH_LIBRARY(te_int8, m) {
       "bias=None, "
       "*, ScalarType? out_dtype=None) -> Tensor");
   m.def(
+      "add_scaled_mm_(Tensor(a!) self, Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None) -> Tensor(a!)");
+  m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias=None, *, bool int8_output=True, bool "
       "int8_grad_input=False, bool int8_grad_weight=False, str x_granularity=\"row\", str "
       "weight_granularity=\"row\", ScalarType? out_dtype=None) -> Tensor");
@@ -198,6 +218,7 @@ TORCH_LIBRARY_IMPL(te_int8, CompositeExplicitAutograd, m) {
   m.impl("requantize_columns", TORCH_FN(reference::requantize_columns));
   m.impl("dequantize", TORCH_FN(reference::dequantize));
   m.impl("scaled_mm", TORCH_FN(reference::scaled_mm));
+  m.impl("add_scaled_mm_", TORCH_FN(add_scaled_mm_));
   m.impl("linear", TORCH_FN(linear));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized));
 }
@@ -210,6 +231,7 @@ TORCH_LIBRARY_IMPL(te_int8, Autograd, m) {
   m.impl("requantize_columns", TORCH_FN(requantize_columns_autograd));
   m.impl("dequantize", TORCH_FN(dequantize_autograd));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_autograd));
+  m.impl("add_scaled_mm_", TORCH_FN(add_scaled_mm_autograd_));
   m.impl("linear", TORCH_FN(linear));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized));
 }

@@ -71,6 +71,12 @@ Tensor scaled_mm_meta(
   return at::empty_symint({a.sym_size(0), b.sym_size(0)}, a.options().dtype(dtype));
 }
 
+Tensor& add_scaled_mm_meta_(
+    Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
+  detail::check_add_scaled_mm(self, a, b, a_scales, b_scales);
+  return self;
+}
+
 Tensor linear_meta(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool, bool, bool,
     std::string_view x_granularity, std::string_view weight_granularity, OptionalType out_dtype) {
@@ -100,6 +106,7 @@ TORCH_LIBRARY_IMPL(te_int8, Meta, m) {
   m.impl("requantize_columns", TORCH_FN(requantize_columns_meta));
   m.impl("dequantize", TORCH_FN(dequantize_meta));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_meta));
+  m.impl("add_scaled_mm_", TORCH_FN(add_scaled_mm_meta_));
   m.impl("linear", TORCH_FN(linear_meta));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized_meta));
 }

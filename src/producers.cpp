@@ -169,14 +169,17 @@ Tensor silu(c10::DispatchKeySet keys, const Tensor& x) {
 Tensor layer_norm(
     c10::DispatchKeySet keys, const Tensor& x, c10::SymIntArrayRef shape, const OptionalTensor& weight,
     const OptionalTensor& bias, double eps, bool cudnn_enable) {
+  const auto without = [&] {
+    return at::_ops::layer_norm::redispatch(keys & kBelowRouting, x, shape, weight, bias, eps, cudnn_enable);
+  };
+  if (at::autocast::is_autocast_enabled(x.device().type())) return without();  // comes here again, with x in fp32
   const auto gamma = weight.value_or(Tensor()), beta = bias.value_or(Tensor());
   const auto fits = [&] {
     const auto plain = [&](const Tensor& t) {
       return !t.defined() || (t.dim() == 1 && t.scalar_type() == x.scalar_type() && t.device() == x.device() &&
                               !has_tangent(t) && fits_activations(t));
     };
-    return shape.size() == 1 && shape[0] == x.size(-1) && plain(gamma) && plain(beta) &&
-           !at::autocast::is_autocast_enabled(x.device().type());
+    return shape.size() == 1 && shape[0] == x.size(-1) && plain(gamma) && plain(beta);
   };
   const auto with_codes = [&](bool) {
     auto [y, mean, rstd] = at::native_layer_norm_symint(x, shape, weight, bias, eps);
@@ -190,9 +193,7 @@ Tensor layer_norm(
     auto codes = source->make();
     return Made{y, std::move(codes), y.requires_grad() ? source : nullptr};
   };
-  return produce(Kind::LayerNorm, x, fits, with_codes, [&] {
-    return at::_ops::layer_norm::redispatch(keys & kBelowRouting, x, shape, weight, bias, eps, cudnn_enable);
-  });
+  return produce(Kind::LayerNorm, x, fits, with_codes, without);
 }
 
 }  // namespace

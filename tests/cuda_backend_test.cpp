@@ -16,9 +16,6 @@ using namespace te_int8_test;
 namespace ops = te_int8::ops;
 namespace reference = te_int8::reference;
 
-#define SKIP_UNLESS_CUDA() \
-  if (!test_device().is_cuda()) SKIP("about kernels for CUDA; runs where TE_INT8_TEST_DEVICE is cuda")
-
 namespace {
 
 using Codes = std::tuple<Tensor, Tensor>;

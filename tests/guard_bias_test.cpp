@@ -173,6 +173,33 @@ TEST_CASE("the bias gets a gradient exactly when it was added", "[guard][bias]")
   if (bias_trains && adds) CHECK(same(model->fc->bias.grad(), torch::full({4}, 6.0F)));
 }
 
+TEST_CASE("the graph of a 3-D input is the one of a 2-D input", "[guard][bias]") {
+  const auto recipe = GENERATE(Recipe::qat(), Recipe::switchback(), Recipe::int8_training());
+  const bool x_trains = GENERATE(true, false), weight_trains = GENERATE(true, false);
+  CAPTURE(x_trains, weight_trains);
+  OneLayer model(32, 24);
+  model->fc->weight.set_requires_grad(weight_trains);
+  const AutocastGuard guard(model, Mode::QAT, recipe);
+  const auto gradients = [&](at::IntArrayRef shape) {
+    torch::manual_seed(3);
+    const auto x = torch::randn({6, 32}).view(shape).set_requires_grad(x_trains);
+    const auto y = model(x);
+    if (x_trains || weight_trains) {
+      CHECK(y.grad_fn()->name().find("LinearFunction") != std::string::npos);
+      CHECK(y.grad_fn()->num_outputs() == 3);
+    }
+    y.backward(torch::randn({6, 24}).view(y.sizes()));
+    std::vector<Tensor> result{model->fc->bias.grad()};
+    if (weight_trains) result.push_back(model->fc->weight.grad());
+    if (x_trains) result.push_back(x.grad().view({6, 32}));
+    for (auto& parameter : model->parameters()) parameter.mutable_grad().reset();
+    return result;
+  };
+  const auto expected = gradients({6, 32}), got = gradients({2, 3, 32});
+  REQUIRE(got.size() == expected.size());
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK(same(got[i], expected[i]));
+}
+
 TEST_CASE("grad mode counts when the bias is added, not when the product is made", "[guard][bias]") {
   OneLayer model;
   const AutocastGuard guard(model, Mode::QAT);

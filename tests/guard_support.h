@@ -194,6 +194,16 @@ class QuantizationCounter {
   std::map<const void*, int> counts_;
 };
 
+/// Catches LibTorch's warnings while it lives.
+struct Warnings : c10::WarningHandler {
+  void process(const c10::Warning& warning) override { messages.push_back(warning.msg()); }
+  bool tell_of(const std::string& what) const {
+    return std::ranges::any_of(messages, [&](const std::string& message) { return message.find(what) != std::string::npos; });
+  }
+  std::vector<std::string> messages;
+  c10::WarningUtils::WarningHandlerGuard guard{this};
+};
+
 /// The number of weights whose codes are held.
 inline std::size_t held_codes() { return te_int8::detail::WeightCodeCache::instance().size(); }
 

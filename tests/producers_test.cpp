@@ -5,9 +5,6 @@
 
 using namespace te_int8_test;
 
-#define SKIP_UNLESS_CUDA() \
-  if (!test_device().is_cuda()) SKIP("about kernels of a GPU; runs where TE_INT8_TEST_DEVICE is cuda")
-
 namespace {
 
 using Function = std::function<Tensor(const Tensor&)>;
@@ -171,6 +168,36 @@ TEST_CASE("a layer holds no codes that its activation's backward holds anyway", 
   for (int i = 0; i < 2; ++i) held();  // codes of the weights; and what is read after this model's last layer
   // y, the products' two factors, their sum; and the norm's mean and deviation. No codes.
   CHECK(held() <= 4 * 2 * kRows * kWidth + 2 * 4 * kRows + 4096 + 2 * 2 * kWidth);
+}
+
+TEST_CASE("a norm leaves codes under autocast too", "[cuda][guard]") {
+  SKIP_UNLESS_CUDA();
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  torch::manual_seed(204);
+  nn::Linear layer(64, 64);
+  nn::LayerNorm norm(nn::LayerNormOptions({64}));
+  const auto x = torch::randn({2, 8, 64}).to(dtype).requires_grad_();
+  const AutocastGuard guard(layer, Mode::QAT, Recipe::int8_training());
+  const Bf16Autocast autocast;
+  const auto run = [&] {
+    const QuantizationCounter counter;
+    const auto y = norm(x);
+    const auto z = layer->forward(y);
+    const int quantized = counter.of(y);
+    CHECK(y.scalar_type() == at::kFloat);
+    CHECK(same(z.detach(), int8_result(y, layer->weight, layer->bias, at::kBFloat16)));
+    z.sum().backward();
+    const auto dw = layer->weight.grad();
+    layer->zero_grad();
+    return std::pair(quantized, dw);
+  };
+  const auto first = run();
+  CHECK(first.first == 1);
+  for (int i = 0; i < 2; ++i) {
+    const auto [quantized, dw] = run();
+    CHECK(quantized == 0);
+    CHECK(same(dw, first.second));
+  }
 }
 
 TEST_CASE("what is written between a function, its reader and the backward is seen", "[cuda][guard]") {

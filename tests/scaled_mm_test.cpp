@@ -202,3 +202,46 @@ TEST_CASE("a NaN scale makes its row or column NaN and nothing else", "[numbers]
     CHECK(y.isnan().equal(expected));
   }
 }
+
+TEST_CASE("add_scaled_mm_ adds a product and rounds once", "[operators]") {
+  const auto dtype = GENERATE(at::kFloat, at::kDouble, at::kHalf, at::kBFloat16);
+  torch::manual_seed(51);
+  for (const auto& [m, n, k] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
+           {1, 1, 1}, {7, 5, 3}, {64, 64, 64}, {64, 128, 32}, {130, 264, 144}, {97, 101, 113}, {0, 4, 8}, {4, 0, 8}, {4, 16, 0}}) {
+    for (const int64_t scales : {0, 1, 2}) {
+      const auto layout = static_cast<Layout>((m + scales) % 5);
+      CAPTURE(m, n, k, dtype, scales, static_cast<int>(layout));
+      // Powers of two and short integers: every value before the cast is exact, in whatever order it is found.
+      const auto a = torch::randint(-9, 10, {m, k}).to(at::kChar), b = torch::randint(-9, 10, {n, k}).to(at::kChar);
+      const auto powers = [](int64_t count) { return torch::pow(2, torch::randint(-3, 3, {count}).to(at::kFloat)); };
+      const auto a_scales = scales == 0 ? Optional() : Optional(powers(scales == 1 ? 1 : m));
+      const auto b_scales = scales == 0 ? Optional() : Optional(powers(scales == 1 ? 1 : n));
+      const auto start = (torch::randint(-100, 100, {m, n}) / 8).to(dtype);
+      auto product = ops::scaled_mm(a, b, a_scales, b_scales, {}, at::kDouble);
+      const auto expected = (product + start.to(at::kDouble)).to(at::kFloat).to(dtype);
+      auto self = lay_out(start.clone(), layout);
+      const auto version = self._version();
+      CHECK(ops::add_scaled_mm_(self, a, b, a_scales, b_scales).is_same(self));
+      REQUIRE(same(self, expected));
+      CHECK(self._version() == version + 1);
+    }
+  }
+}
+
+TEST_CASE("add_scaled_mm_ says what it expected", "[operators]") {
+  const auto a = torch::zeros({2, 4}, at::kChar), b = torch::zeros({3, 4}, at::kChar);
+  const auto error = [&](at::Tensor self) { return error_of([&] { ops::add_scaled_mm_(self, a, b); }); };
+  using Catch::Matchers::ContainsSubstring;
+  CHECK_THAT(error(torch::zeros({3, 2})), ContainsSubstring("add_scaled_mm_: expected self [2, 3]"));
+  CHECK_THAT(error(torch::zeros({2, 3}, at::kInt)), ContainsSubstring("add_scaled_mm_: expected self to be float, double, half or bfloat16"));
+  CHECK_THAT(error(torch::zeros({6})), ContainsSubstring("add_scaled_mm_: expected self to have 2 dimensions"));
+  CHECK_THAT(error(torch::zeros({2, 3}).requires_grad_()), ContainsSubstring("add_scaled_mm_: expected inputs without requires_grad"));
+  CHECK_THAT(
+      error_of([&] {
+        auto self = torch::zeros({2, 3});
+        ops::add_scaled_mm_(self, a, b.narrow(1, 0, 3));
+      }),
+      ContainsSubstring("add_scaled_mm_: expected b to have K = 4"));
+  auto expanded = torch::zeros({1, 3}).expand({2, 3});
+  CHECK(error(expanded) != "");
+}

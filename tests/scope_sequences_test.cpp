@@ -10,8 +10,8 @@ using namespace te_int8_test;
 namespace {
 
 /// A tree with a shared module, containers and an attention.
-struct NetImpl : nn::Module {
-  NetImpl() {
+struct TreeImpl : nn::Module {
+  TreeImpl() {
     blocks = register_module("blocks", nn::Sequential(nn::Linear(8, 8), nn::ReLU(), nn::Linear(8, 8)));
     attention = register_module("attention", nn::MultiheadAttention(8, 2));
     inner = register_module("inner", Mlp(8));
@@ -27,7 +27,7 @@ struct NetImpl : nn::Module {
   Mlp inner{nullptr};
   nn::Linear shared{nullptr};
 };
-TORCH_MODULE(Net);
+TORCH_MODULE(Tree);
 
 /// Scopes over nothing warn, rightly; here that is wanted.
 struct Silent : c10::WarningHandler {
@@ -98,7 +98,7 @@ class Walk {
   }
 
   std::mt19937 random_;
-  Net net_;
+  Tree net_;
   Snapshot snapshot_{*net_};
   Tensor x_ = torch::randn({3, 2, 8});
   Tensor before_ = [this] {

@@ -44,3 +44,7 @@ class Bf16Autocast {
 /// For cases that are about host memory.
 #define SKIP_UNLESS_CPU() \
   if (!te_int8_test::test_device().is_cpu()) SKIP("about host memory; runs on the CPU")
+
+/// For cases that are about kernels of a GPU.
+#define SKIP_UNLESS_CUDA() \
+  if (!te_int8_test::test_device().is_cuda()) SKIP("about kernels of a GPU; runs where TE_INT8_TEST_DEVICE is cuda")

@@ -22,6 +22,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/torch.h>
 
+#include <te_int8/detail/accumulation.h>
 #include <te_int8/detail/linear_call.h>
 
 namespace te_int8::inline v0::detail {
@@ -106,10 +107,24 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return y;
   }
 
+  /// Makes `bias` an input of the call that gave y, whose graph is then the one of a call with a bias (Note [Deferred bias]).
+  /// False where no such call without a bias is y's history.
+  static bool add_bias_input(const at::Tensor& y, const at::Tensor& bias) {
+    auto* node = dynamic_cast<torch::autograd::CppNode<LinearFunction>*>(y.grad_fn().get());
+    if (node == nullptr) return false;
+    const auto context = context_of(node->ctx_);
+    if (context->bias_dtype) return false;
+    context->bias_dtype = bias.scalar_type();
+    node->add_next_edge(torch::autograd::impl::gradient_edge(bias));
+    node->is_variable_input_[kBiasArgument] = true;
+    node->input_info_.emplace_back(bias);
+    return true;
+  }
+
   static torch::autograd::variable_list backward(
       AutogradContext* ctx, torch::autograd::variable_list gradients) {
-    const auto capsule = ctx->saved_data.at("linear").toCapsule();
-    const auto& context = static_cast<const Context&>(*capsule);
+    const auto held = context_of(*ctx);
+    const Context& context = *held;
     const auto saved = ctx->get_saved_variables();
     const auto& dy = gradients[0];
     if (!dy.defined()) return {{}, {}, {}, {}};
@@ -138,7 +153,14 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
         dx = dx.view_symint(sizes);
       }
       if (wants_dw) {
-        dw = grad_weight(rows, codes.columns, context, saved);
+        const bool may_add = codes.columns && !second_order && !context.observer;
+        const auto sum =
+            may_add ? gradient_to_add_to(torch::autograd::get_current_node()->next_edge(Context::kWeightEdge)) : at::Tensor();
+        if (sum.defined()) {
+          add_grad_weight(sum, *codes.columns, context, saved);
+        } else {
+          dw = grad_weight(rows, codes.columns, context, saved);
+        }
         if (context.gradients) ++*context.gradients;
       }
       if (context.observer) context.observer->saw_backward(rows, codes.rows.get(), codes.columns.get(), dx, dw);
@@ -157,6 +179,10 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
 
  private:
+  static c10::intrusive_ptr<Context> context_of(const AutogradContext& ctx) {
+    return c10::static_intrusive_pointer_cast<Context>(ctx.saved_data.at("linear").toCapsule());
+  }
+
   /// The codes of dy [R,N] that the backward's matmuls in INT8 reduce along N (dx) and along R (dW). Where both are made,
   /// the sums for db come with them.
   static Operand::Both codes_of(const at::Tensor& rows, bool by_row, bool by_column, bool sums) {
@@ -190,6 +216,14 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return dy.t().matmul(x).to(*context.weight_dtype);
   }
 
+  /// sum += dW in INT8.
+  static void add_grad_weight(
+      at::Tensor sum, const Operand& dy, const Context& context, const torch::autograd::variable_list& saved) {
+    const auto x = saved_x(context, saved).transposed();
+    ops::add_scaled_mm_(sum, dy.data(), x->data(), dy.scales(), x->scales());
+    torch::autograd::impl::bump_version(sum);
+  }
+
   static CodesSource source_of(const Context& context, const torch::autograd::variable_list& saved) {
     return {context.x_source->kind, context.x_source->dtype, {saved.begin() + kSavedX, saved.end()}};
   }
@@ -202,6 +236,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return Operand(codes, scales, OperandForm::RowCodes);
   }
 
+  static constexpr std::size_t kBiasArgument = 2;  ///< of forward(), ctx aside
   /// Where X begins among the saved tensors; before it W, data and scales.
   static constexpr std::ptrdiff_t kSavedX = 2;
 };

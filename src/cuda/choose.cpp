@@ -58,7 +58,7 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   std::vector<const kernels::Gemm*> result;
   const int device = capability();
   for (const auto& gemm : kernels::gemms()) {
-    if (may_compute(gemm, device) && gemm.type == product.type && gemm.fewest_rows <= product.m &&
+    if (may_compute(gemm, device) && gemm.type == product.type && gemm.accumulates == product.accumulate && gemm.fewest_rows <= product.m &&
         product.m <= gemm.most_rows) {
       result.push_back(&gemm);
     }
@@ -71,7 +71,7 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   };
   std::ranges::sort(result, {}, rank);
   TORCH_CHECK_VALUE(
-      !result.empty() || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
+      !result.empty() || product.accumulate || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
       "description of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
   return result;
 }
@@ -82,7 +82,7 @@ void print(const ProductKind& kind, const Candidate& choice) {
   static const bool wanted = std::getenv("TE_INT8_PRINT_CHOICES") != nullptr;
   if (!wanted) return;
   std::ostringstream line;
-  line << "te_int8: " << kind.m << " x " << kind.n << " x " << kind.k << " to " << kind.out << " on cuda:" << kind.device
+  line << "te_int8: " << kind.m << " x " << kind.n << " x " << kind.k << (kind.accumulate ? " added to " : " to ") << kind.out << " on cuda:" << kind.device
        << ": ";
   if (const auto* gemm = std::get_if<const kernels::Gemm*>(&choice)) {
     line << "cutlass " << description(**gemm);

@@ -20,6 +20,7 @@ struct ProductKind {
   at::ScalarType out;
   detail::Backend backend;
   bool fits;  ///< whether kernels::fits_gemms
+  bool accumulate = false;
   auto operator<=>(const ProductKind&) const = default;
 };
 
@@ -37,7 +38,7 @@ Candidate choose(
     const std::function<void(const Candidate&)>& run);
 
 /// The kernels for the current device that are worth a try, the best guess first. Where TE_INT8_KERNELS is set, only those
-/// with that in their descriptions.
+/// with that in their descriptions, and it is an error if a product that does not accumulate has none.
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product);
 
 /// Whether TE_INT8_KERNELS is set.

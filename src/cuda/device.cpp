@@ -42,7 +42,7 @@ std::string obstacle_to(detail::Backend backend) {
   return "te_int8 was built without CUTLASS";
 #else
   const bool found = std::ranges::any_of(kernels::gemms(), [&](const kernels::Gemm& gemm) {
-    return is_for(gemm, device) && gemm.most_rows == kernels::kAnyRows;
+    return is_for(gemm, device) && gemm.most_rows == kernels::kAnyRows && !gemm.accumulates;
   });
   return found ? "" : none("CUTLASS kernels");
 #endif

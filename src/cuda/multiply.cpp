@@ -1,4 +1,4 @@
-// te_int8::scaled_mm on CUDA tensors.
+// te_int8::scaled_mm and add_scaled_mm_ on CUDA tensors.
 #include <torch/library.h>
 
 #include <te_int8/number_format.h>
@@ -38,19 +38,35 @@ void dequantize(const Tensor& sums, const kernels::Epilogue& epilogue, const Ten
       type_of(out.scalar_type()), out.mutable_data_ptr(), stream));
 }
 
+kernels::Product product_of(const Tensor& a, const Tensor& b, const kernels::Epilogue& epilogue, const Tensor& out) {
+  return {
+      .a = a.const_data_ptr<int8_t>(),
+      .b = b.const_data_ptr<int8_t>(),
+      .m = a.size(0),
+      .n = b.size(0),
+      .k = a.size(1),
+      .epilogue = epilogue,
+      .type = type_of(out.scalar_type()),
+      .out = out.mutable_data_ptr()};
+}
+
+cuda::ProductKind kind_of(const kernels::Product& product, const Tensor& out, bool fits) {
+  return {
+      .device = out.device().index(),
+      .m = cuda::bucket(product.m),
+      .n = product.n,
+      .k = cuda::bucket(product.k),
+      .out = out.scalar_type(),
+      .backend = detail::current_backend(),
+      .fits = fits,
+      .accumulate = product.accumulate};
+}
+
 /// Computes a product of codes, which may not be empty, by the kernel that is best at it.
 void multiply(
     const Tensor& a, const Tensor& b, const kernels::Epilogue& epilogue, const Tensor& out, const OnDeviceOf& device) {
   const auto left = cuda::aligned_codes(a, a.size(0)), right = cuda::aligned_codes(b, b.size(0));
-  const kernels::Product product{
-      .a = left.const_data_ptr<int8_t>(),
-      .b = right.const_data_ptr<int8_t>(),
-      .m = left.size(0),
-      .n = right.size(0),
-      .k = left.size(1),
-      .epilogue = epilogue,
-      .type = type_of(out.scalar_type()),
-      .out = out.mutable_data_ptr()};
+  const auto product = product_of(left, right, epilogue, out);
   const auto backend = detail::current_backend();
   const bool fits = backend != detail::Backend::Cublaslt && kernels::fits_gemms(product);
   std::optional<cuda::CublasltProduct> by_cublaslt;
@@ -78,16 +94,38 @@ void multiply(
       dequantize(sums, epilogue, out, device.stream());
     }
   };
-  const cuda::ProductKind kind{
-      .device = a.device().index(),
-      .m = cuda::bucket(product.m),
-      .n = product.n,
-      .k = cuda::bucket(product.k),
-      .out = out.scalar_type(),
-      .backend = backend,
-      .fits = fits};
+  const auto kind = kind_of(product, out, fits);
   const auto known = cuda::chosen(kind);
   run(known ? *known : cuda::choose(kind, device.stream(), candidates(), run));
+}
+
+/// Adds a product to `out` in the epilogue of a kernel. False where none is for it: it then has to be added afterwards.
+bool multiply_into(
+    const Tensor& a, const Tensor& b, const kernels::Epilogue& epilogue, const Tensor& out, const OnDeviceOf& device) {
+  if (detail::current_backend() == detail::Backend::Cublaslt) return false;
+  const auto left = cuda::aligned_codes(a, a.size(0)), right = cuda::aligned_codes(b, b.size(0));
+  auto product = product_of(left, right, epilogue, out);
+  product.accumulate = true;
+  if (!kernels::fits_gemms(product)) return false;
+  const auto gemms = cuda::gemms_for(product);
+  if (gemms.empty()) return false;
+  const auto launch = [&](const Candidate& candidate, const kernels::Product& of) {
+    const auto& gemm = *std::get<const kernels::Gemm*>(candidate);
+    C10_CUDA_CHECK(gemm.launch(of, gemm, cuda::multiprocessors(), device.stream()));
+  };
+  const auto kind = kind_of(product, out, /*fits=*/true);
+  auto chosen = cuda::chosen(kind);
+  if (!chosen) {
+    Tensor scratch;  // what is timed adds many times
+    chosen = cuda::choose(kind, device.stream(), {gemms.begin(), gemms.end()}, [&](const Candidate& candidate) {
+      if (!scratch.defined()) scratch = at::zeros_like(out);
+      auto elsewhere = product;
+      elsewhere.out = scratch.mutable_data_ptr();
+      launch(candidate, elsewhere);
+    });
+  }
+  launch(*chosen, product);
+  return true;
 }
 
 Tensor scaled_mm(
@@ -111,8 +149,22 @@ Tensor scaled_mm(
   return result.to(dtype);
 }
 
+Tensor& add_scaled_mm_(
+    Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
+  detail::check_add_scaled_mm(self, a, b, a_scales, b_scales);
+  const OnDeviceOf device(a);
+  const bool fits = !leave_to_reference() && self.is_contiguous() && self.scalar_type() != at::kDouble && cuda::is_plain(self) &&
+                    a.size(1) <= detail::kMaxInt32Depth;
+  const DenseEpilogue epilogue(a_scales, b_scales, {});
+  if (fits && multiply_into(a, b, epilogue.get(), self, device)) return self;
+  return self.add_(scaled_mm(a, b, a_scales, b_scales, {}, at::kFloat));
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(te_int8, CUDA, m) { m.impl("scaled_mm", TORCH_FN(scaled_mm)); }
+TORCH_LIBRARY_IMPL(te_int8, CUDA, m) {
+  m.impl("scaled_mm", TORCH_FN(scaled_mm));
+  m.impl("add_scaled_mm_", TORCH_FN(add_scaled_mm_));
+}
 
 }  // namespace te_int8::inline v0

@@ -222,16 +222,17 @@ inline std::vector<int32_t> sums_of(const std::vector<int8_t>& a, const std::vec
   return result;
 }
 
-/// Of scales [m], [n] and a bias [n], or none, rounded to T.
+/// Of scales [m], [n] and what is added, a bias [n], a matrix [m, n] or nothing, rounded to T.
 template <typename T>
 std::vector<float> formula(
     const std::vector<int32_t>& sums, const std::vector<float>& a_scales, const std::vector<float>& b_scales,
-    const std::vector<float>& bias) {
+    const std::vector<float>& added) {
   std::vector<float> result;
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const std::size_t row = i / b_scales.size(), column = i % b_scales.size();
     const volatile float scaled = static_cast<float>(sums[i]) * a_scales[row];
-    const float value = std::fma(b_scales[column], scaled, bias.empty() ? -0.0F : bias[column]);
+    const float addend = added.empty() ? -0.0F : added[added.size() == sums.size() ? i : column];
+    const float value = std::fma(b_scales[column], scaled, addend);
     result.push_back(static_cast<float>(rounded<T>(value)));
   }
   return result;

@@ -229,7 +229,7 @@ TEST_CASE("kernels: codes of what a layer normalization gave", "[kernels]") {
 
 TEST_CASE("kernels: every product of codes that runs on this GPU", "[kernels]") {
   SKIP_WITHOUT_GPU();
-  int launched = 0;
+  int launched = 0, accumulated = 0;
   for (const auto& [m, n, k] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
            {1, 64, 64}, {13, 264, 144}, {40, 128, 2064}, {64, 1032, 272}, {130, 264, 400}, {300, 520, 128}}) {
     const auto a = random_codes(m * k), b = random_codes(n * k);
@@ -248,7 +248,19 @@ TEST_CASE("kernels: every product of codes that runs on this GPU", "[kernels]") 
       for (const auto& gemm : gemms()) {
         if (gemm.type != kType<T> || gemm.oldest > capability() || (gemm.oldest == 90 && capability() != 90)) continue;
         if (m < gemm.fewest_rows || m > gemm.most_rows) continue;
-        CAPTURE(gemm.name, gemm.along_m, gemm.swizzle, m, n, k, sizeof(T));
+        CAPTURE(gemm.name, gemm.along_m, gemm.swizzle, gemm.accumulates, m, n, k, sizeof(T));
+        if (gemm.accumulates) {
+          const auto before = as<T>(random_matrix<T>(m, n, /*strange=*/false));
+          const Device<T> sum(before);
+          auto added = product;
+          added.out = sum.get();
+          added.epilogue.bias = nullptr;
+          added.accumulate = true;
+          check(gemm.launch(added, gemm, multiprocessors(), nullptr));
+          REQUIRE(same(floats(sum.read()), formula<T>(sums, a_scales, b_scales, floats(before))));
+          ++accumulated;
+          continue;
+        }
         check(gemm.launch(product, gemm, multiprocessors(), nullptr));
         REQUIRE(same(floats(out.read()), expected));
         ++launched;
@@ -258,6 +270,7 @@ TEST_CASE("kernels: every product of codes that runs on this GPU", "[kernels]") 
     });
   }
   CHECK(launched > 0);
+  CHECK(accumulated > 0);
 }
 
 TEST_CASE("kernels: a linear layer of few rows", "[kernels]") {

@@ -93,6 +93,7 @@ class OpCheck(unittest.TestCase):
         self.check("scaled_mm", a, b)
         self.check("scaled_mm", a, b, out_dtype=torch.int32)
         self.check("scaled_mm", a, b, a_scales, b_scales, torch.randn(7), out_dtype=torch.bfloat16)
+        self.check("add_scaled_mm_", torch.randn(6, 7), a, b, a_scales, b_scales)
 
     def test_linear_without_gradients(self):
         x, weight, bias = torch.randn(2, 3, 10), torch.randn(7, 10), torch.randn(7)

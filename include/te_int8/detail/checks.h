@@ -110,17 +110,16 @@ inline at::ScalarType check_dequantize(
 inline at::ScalarType check_scaled_mm(
     const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales,
     const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias,
-    std::optional<at::ScalarType> out_dtype) {
-  constexpr auto op = "scaled_mm";
+    std::optional<at::ScalarType> out_dtype, const char* op = "scaled_mm") {
   check_int8(op, "a", a);
   check_int8(op, "b", b);
   check_dim(op, "a", a, 2);
   check_dim(op, "b", b, 2);
   TORCH_CHECK(
-      a.sym_size(1) == b.sym_size(1), "te_int8::scaled_mm: expected b to have K = ", a.sym_size(1),
+      a.sym_size(1) == b.sym_size(1), "te_int8::", op, ": expected b to have K = ", a.sym_size(1),
       " columns like a, got ", b.sym_size(1), " (b is [N,K]: do not transpose it)");
   TORCH_CHECK(
-      a.device() == b.device(), "te_int8::scaled_mm: expected b on ", a.device(), " like a, got ",
+      a.device() == b.device(), "te_int8::", op, ": expected b on ", a.device(), " like a, got ",
       b.device());
   if (a_scales) check_scales(op, "a_scales", *a_scales, a.sym_size(0), a);
   if (b_scales) check_scales(op, "b_scales", *b_scales, b.sym_size(0), b);
@@ -140,6 +139,19 @@ inline at::ScalarType check_scaled_mm(
     check_out_dtype(op, dtype);
   }
   return dtype;
+}
+
+inline void check_add_scaled_mm(
+    const at::Tensor& self, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales,
+    const std::optional<at::Tensor>& b_scales) {
+  constexpr auto op = "add_scaled_mm_";
+  check_scaled_mm(a, b, a_scales, b_scales, {}, at::kFloat, op);
+  check_float(op, "self", self);
+  check_dim(op, "self", self, 2);
+  TORCH_CHECK(
+      self.sym_size(0) == a.sym_size(0) && self.sym_size(1) == b.sym_size(0) && self.device() == a.device(), "te_int8::", op,
+      ": expected self [", a.sym_size(0), ", ", b.sym_size(0), "] on ", a.device(), ", got ", self.sym_sizes(), " on ",
+      self.device());
 }
 
 /// Returns the dtype of the result.

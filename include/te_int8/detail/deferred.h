@@ -5,8 +5,8 @@
 // so that 2-D and N-D inputs would disagree. Therefore the routed matmul returns a tensor whose
 // values are still owed: a TensorImpl with sizes, dtype and autograd history but no storage yet,
 // and one extra dispatch key. The first thing that happens to it settles it, in place:
-//   - add_ of the layer's own bias: values with the bias in the epilogue, and the history that any
-//     in-place addition leaves: the product's, and the bias beside it;
+//   - add_ of the layer's own bias: values with the bias in the epilogue, and the history of a 2-D call:
+//     the bias becomes an input of the product's node, whose backward finds db where it reads dy anyway;
 //   - any other operation, or an access to its storage or data pointer: values without bias.
 #pragma once
 

@@ -66,6 +66,10 @@ class GradientWatch {
 
   const GradientCount& count() const { return count_; }
 
+  static bool is_watch(const torch::autograd::PostAccumulateGradHook& hook) {
+    return dynamic_cast<const Counter*>(&hook) != nullptr;
+  }
+
  private:
   struct TE_INT8_API Counter final : torch::autograd::PostAccumulateGradHook {
     Counter(GradientCount counted, const c10::TensorImpl* counted_leaf)
