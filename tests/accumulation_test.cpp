@@ -1,30 +1,11 @@
 // Gradients that are added to those of earlier micro-batches by the product that makes them: seen in time and memory only.
-#include <atomic>
-
 #include "guard_support.h"
 
 using namespace te_int8_test;
 
 namespace {
 
-std::atomic<int> additions{0};  ///< calls of add_scaled_mm_, in all threads that have the key of tests
-
-void count_addition(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  ++additions;
-  op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kTestKey), stack);
-}
-
-int additions_of(const std::function<void()>& f) {
-  static torch::Library ours(torch::Library::IMPL, "te_int8", kTestKey, __FILE__, __LINE__);
-  static const bool once = [] {
-    ours.impl("add_scaled_mm_", torch::CppFunction::makeFromBoxedFunction<&count_addition>());
-    return true;
-  }();
-  (void)once;
-  const int before = additions;
-  f();
-  return additions - before;
-}
+int additions_of(const std::function<void()>& f) { return OperationCounter::calls("add_scaled_mm_", f); }
 
 /// One layer that has the gradient of a first micro-batch, and what a second one alone gives.
 struct SecondMicroBatch {

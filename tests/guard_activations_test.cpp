@@ -53,6 +53,35 @@ TEST_CASE("activations of one memory but two dtypes are two activations", "[guar
   CHECK(same(model->second(as_half), int8_result(*model->second, as_half.clone())));
 }
 
+TEST_CASE("layers that read one activation share its transposed codes in the backward", "[guard][codes]") {
+  torch::manual_seed(51);
+  nn::Linear q(32, 32), k(32, 16), v(32, 48), norm(32, 32);
+  nn::ModuleList model(q, k, v);
+  const auto x = torch::randn({2, 8, 32}).requires_grad_();
+  const auto loss_of = [&] {
+    const auto h = x.sin();
+    return q(h).pow(2).sum() + k(h).pow(2).sum() + v(h).pow(2).sum();
+  };
+  const auto inputs = model->parameters();
+  std::vector<Tensor> alone;
+  {
+    const AutocastGuard guard(model, Mode::QAT, Recipe::int8_training());
+    for (auto* layer : {&q, &k, &v}) {
+      const auto gradients = torch::autograd::grad({(*layer)(x.sin()).pow(2).sum()}, {(*layer)->weight, (*layer)->bias});
+      alone.insert(alone.end(), gradients.begin(), gradients.end());
+    }
+  }
+  const AutocastGuard guard(model, Mode::QAT, Recipe::int8_training());
+  loss_of().backward();  // makes the transposed codes of the weights
+  model->zero_grad();
+  Tensor loss = loss_of();
+  CHECK(OperationCounter::calls("requantize_columns", [&] { loss.backward({}, /*retain_graph=*/true); }) == 1 + 3);
+  for (std::size_t i = 0; i < inputs.size(); ++i) CHECK(same(inputs[i].grad(), alone[i]));
+  model->zero_grad();
+  loss.backward();
+  for (std::size_t i = 0; i < inputs.size(); ++i) CHECK(same(inputs[i].grad(), alone[i]));
+}
+
 TEST_CASE("neither the graph nor the scope keeps an activation alive", "[guard][codes]") {
   SKIP_UNLESS_CPU();
   OneLayer model;

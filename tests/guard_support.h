@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -192,6 +194,31 @@ class QuantizationCounter {
 
   TestDevice key_;  // opens the key
   std::map<const void*, int> counts_;
+};
+
+/// Counts calls of operations of te_int8 in all threads that have the key of tests.
+class OperationCounter {
+ public:
+  /// Those of `operation` while f runs, in its backwards too.
+  static int calls(const std::string& operation, const std::function<void()>& f) {
+    static torch::Library ours(torch::Library::IMPL, "te_int8", kTestKey, __FILE__, __LINE__);
+    const auto [counted, is_new] = counts().try_emplace("te_int8::" + operation, 0);
+    if (is_new) ours.impl(operation.c_str(), torch::CppFunction::makeFromBoxedFunction<&count>());
+    const TestDevice key;
+    const int before = counted->second;
+    f();
+    return counted->second - before;
+  }
+
+ private:
+  static std::map<std::string, std::atomic<int>>& counts() {
+    static std::map<std::string, std::atomic<int>> all;
+    return all;
+  }
+  static void count(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+    ++counts().at(op.schema().name());
+    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kTestKey), stack);
+  }
 };
 
 /// Catches LibTorch's warnings while it lives.

@@ -13,6 +13,7 @@
 // Both the dispatcher operation te_int8::linear and the layers of a scope come through here.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -49,6 +50,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     std::optional<CodesSource> x_source;  ///< how the codes of X are made again, without its inputs, which are saved
     std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
     std::weak_ptr<Operand> cached_weight;  ///< has the transposed codes for all backwards
+    /// Of X, for the backwards of all layers that read it; each lets go of it.
+    std::atomic<std::shared_ptr<Transpose>> x_transpose;
     Backend backend = current_backend();
     GradientCount gradients;
     std::weak_ptr<CodesInUse> activations;
@@ -95,6 +98,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     }
     if (keeps_x) {
       if (!call.x) call.x = Operand::make(x, context->x_form());
+      if (call.config.grad_weight == Precision::Int8) context->x_transpose = call.x->shared_transpose();
       if (const auto& source = call.x->source(); source && source->is_current()) {
         context->x_source.emplace(source->kind, source->dtype);
         saved.insert(saved.end(), source->inputs.begin(), source->inputs.end());
@@ -124,7 +128,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   static torch::autograd::variable_list backward(
       AutogradContext* ctx, torch::autograd::variable_list gradients) {
     const auto held = context_of(*ctx);
-    const Context& context = *held;
+    Context& context = *held;
     const auto saved = ctx->get_saved_variables();
     const auto& dy = gradients[0];
     if (!dy.defined()) return {{}, {}, {}, {}};
@@ -204,12 +208,9 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 
   /// dW = dy^T X^, [N,K], likewise.
   static at::Tensor grad_weight(
-      const at::Tensor& dy, const std::shared_ptr<Operand>& codes, const Context& context,
+      const at::Tensor& dy, const std::shared_ptr<Operand>& codes, Context& context,
       const torch::autograd::variable_list& saved) {
-    if (codes) {
-      const auto transposed = saved_x(context, saved).transposed();
-      return multiply_codes(*codes, *transposed, {}, *context.weight_dtype);
-    }
+    if (codes) return multiply_codes(*codes, *transposed_x(context, saved), {}, *context.weight_dtype);
     const auto x = context.x_source && context.x_source->dtype == dy.scalar_type()
                        ? as_rows(source_of(context, saved).make_values())
                        : saved_x(context, saved).dequantized(dy.scalar_type());
@@ -218,8 +219,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 
   /// sum += dW in INT8.
   static void add_grad_weight(
-      at::Tensor sum, const Operand& dy, const Context& context, const torch::autograd::variable_list& saved) {
-    const auto x = saved_x(context, saved).transposed();
+      at::Tensor sum, const Operand& dy, Context& context, const torch::autograd::variable_list& saved) {
+    const auto x = transposed_x(context, saved);
     ops::add_scaled_mm_(sum, dy.data(), x->data(), dy.scales(), x->scales());
     torch::autograd::impl::bump_version(sum);
   }
@@ -237,6 +238,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
 
   static constexpr std::size_t kBiasArgument = 2;  ///< of forward(), ctx aside
+  static std::shared_ptr<Operand> transposed_x(Context& context, const torch::autograd::variable_list& saved) {
+    auto shared = context.x_transpose.exchange(nullptr);
+    if (!shared) shared = std::make_shared<Transpose>();  // this backward has been here before
+    return shared->get([&] { return saved_x(context, saved); });
+  }
+
   /// Where X begins among the saved tensors; before it W, data and scales.
   static constexpr std::ptrdiff_t kSavedX = 2;
 };

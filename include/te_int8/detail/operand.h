@@ -113,8 +113,23 @@ struct CodesSource {
   static int64_t version_of(const at::Tensor& input) { return input.defined() && !input.is_inference() ? input._version() : 0; }
 };
 
-/// An operand in one of its forms. Its transposed codes, which only an INT8 backward needs, are
-/// made at most once, however many backwards ask.
+class Operand;
+
+/// The transposed codes of an operand, which only an INT8 backward needs: made at most once, however many ask, in whichever
+/// thread and on whichever stream.
+class Transpose {
+ public:
+  /// Those of the operand that `operand()` gives.
+  template <typename F>
+  std::shared_ptr<Operand> get(const F& operand);
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<Operand> codes_;
+  std::optional<StreamPoint> made_at_;
+};
+
+/// An operand in one of its forms.
 class Operand {
  public:
   Operand(at::Tensor data, at::Tensor scales, OperandForm form, std::shared_ptr<const CodesSource> source = nullptr)
@@ -189,20 +204,24 @@ class Operand {
     return packed_;
   }
 
-  /// The transpose [C,R] by codes with a scale per row of its own, for a reduction over R.
+  /// The transpose [C,R] by codes with a scale per row of its own, for a reduction over R; held as long as the operand.
   std::shared_ptr<Operand> transposed() {
+    return transpose_.get([&]() -> const Operand& { return *this; });
+  }
+
+  /// A place for transposed codes that lives as long as those who have asked for it: the backwards that read one activation.
+  std::shared_ptr<Transpose> shared_transpose() {
     const std::lock_guard lock(mutex_);
-    if (!transposed_ || !transposed_at_->usable_now()) {
-      auto codes = form_ == OperandForm::ColumnCodes
-                       ? ops::Codes{data_, scales_}
-                       : ops::requantize_columns(matrix(), scale_list());
-      transposed_ = std::make_shared<Operand>(
-          std::move(std::get<0>(codes)), std::move(std::get<1>(codes)), OperandForm::RowCodes);
-      if (reused_) transposed_->expect_reuse();
-      transposed_at_.emplace(transposed_->data_.device());
-    }
-    transposed_at_->wait({transposed_->data_, transposed_->scales_});
-    return transposed_;
+    auto shared = shared_transpose_.lock();
+    if (!shared) shared_transpose_ = shared = std::make_shared<Transpose>();
+    return shared;
+  }
+
+  std::shared_ptr<Operand> make_transposed() const {
+    auto codes = form_ == OperandForm::ColumnCodes ? ops::Codes{data_, scales_} : ops::requantize_columns(matrix(), scale_list());
+    auto result = std::make_shared<Operand>(std::move(std::get<0>(codes)), std::move(std::get<1>(codes)), OperandForm::RowCodes);
+    if (reused_) result->expect_reuse();
+    return result;
   }
 
  private:
@@ -214,9 +233,21 @@ class Operand {
   int64_t first_ = 0;
   std::mutex mutex_;
   at::Tensor packed_;
-  std::shared_ptr<Operand> transposed_;
-  std::optional<StreamPoint> transposed_at_;
+  Transpose transpose_;
+  std::weak_ptr<Transpose> shared_transpose_;
 };
+
+template <typename F>
+std::shared_ptr<Operand> Transpose::get(const F& operand) {
+  const std::lock_guard lock(mutex_);
+  if (!codes_ || !made_at_->usable_now()) {
+    const auto& from = operand();
+    codes_ = from.make_transposed();
+    made_at_.emplace(codes_->data().device());
+  }
+  made_at_->wait({codes_->data(), codes_->scales()});
+  return codes_;
+}
 
 struct Operand::Both {
   std::shared_ptr<Operand> rows, columns;
