@@ -69,7 +69,8 @@ Work blocks() {
 
 class Step {
  public:
-  explicit Step(Work work) : work_(std::move(work)) {
+  /// `later`: than the first micro-batch of an optimizer's step.
+  Step(Work work, bool later) : work_(std::move(work)), later_(later) {
     work_.model->to(torch::kCUDA, torch::kBFloat16);
     const auto options = torch::TensorOptions(torch::kCUDA).dtype(torch::kBFloat16);
     x_ = torch::randn(work_.input, options).requires_grad_();
@@ -90,16 +91,18 @@ class Step {
     return bytes;
   }
 
-  /// As an optimizer leaves it: weights written, no gradients.
+  /// As an optimizer leaves it, weights written, no gradients; or as an earlier micro-batch does.
   void renew() {
+    x_.mutable_grad().reset();
+    if (later_) return;
     const torch::NoGradGuard no_grad;
     for (auto& parameter : work_.model->parameters()) parameter.mul_(1);
     work_.model->zero_grad();
-    x_.mutable_grad().reset();
   }
 
  private:
   Work work_;
+  bool later_;
   at::Tensor x_, dy_;
 };
 
@@ -143,7 +146,7 @@ class Trace {
 };
 
 /// `recipe` null: in bf16.
-void train(benchmark::State& state, const std::string& name, MakeWork make, MakeRecipe recipe) {
+void train(benchmark::State& state, const std::string& name, MakeWork make, MakeRecipe recipe, bool later) {
   if (!torch::cuda::is_available()) {
     state.SkipWithError("needs a GPU");
     return;
@@ -151,7 +154,7 @@ void train(benchmark::State& state, const std::string& name, MakeWork make, Make
   constexpr int kSteps = 30, kBusySteps = 10, kTracedSteps = 3;
   const c10::impl::VirtualGuardImpl gpu(c10::DeviceType::CUDA);
   const auto device = gpu.getDevice();
-  Step step(make());
+  Step step(make(), later);
   std::optional<AutocastGuard> guard;
   if (recipe != nullptr) guard.emplace(step.model(), Mode::QAT, recipe());
   for (int i = 0; i < 2; ++i) {  // kernels are chosen
@@ -202,10 +205,12 @@ const bool registered = [] {
       {"bf16", nullptr}, {"qat", Recipe::qat}, {"switchback", Recipe::switchback}, {"int8", Recipe::int8_training}, {"int8_small", [] { return Recipe::int8_training().preactivations(te_int8::Precision::Int8); }}};
   for (const auto& [work, make] : works) {
     for (const auto& [name, recipe] : recipes) {
-      const auto full_name = std::string("Train") + work + "/" + name;
-      benchmark::RegisterBenchmark(full_name.c_str(), [=, make = make, recipe = recipe](benchmark::State& state) {
-        train(state, full_name, make, recipe);
-      })->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(1);
+      for (const bool later : {false, true}) {
+        const auto full_name = std::string(later ? "LaterMicroBatch" : "Train") + work + "/" + name;
+        benchmark::RegisterBenchmark(full_name.c_str(), [=, make = make, recipe = recipe](benchmark::State& state) {
+          train(state, full_name, make, recipe, later);
+        })->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(1);
+      }
     }
   }
   return true;

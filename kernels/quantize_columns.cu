@@ -1,13 +1,12 @@
 // Codes by column, transposed. See Note [Columns].
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
 
+#include "column_sums.h"
 #include "launch.h"
-#include "numbers.cuh"
 #include "pdl.cuh"
 #include "quantize.h"
 #include "rows_and_maxima.h"
+#include "tiles.cuh"
 
 namespace te_int8::kernels {
 namespace {
@@ -21,75 +20,7 @@ namespace {
 // do not wait for the launch before theirs: they read x, which an ordinary launch came after, and write to columns of
 // their own, which were cleared before it.
 
-constexpr int kThreads = 256, kTileRows = 128;
 constexpr int64_t kGroupBytes = 16 << 20;
-
-/// What 16 bytes hold.
-template <typename T>
-constexpr int kValues = 16 / static_cast<int>(sizeof(T));
-template <typename T>
-constexpr int kTileColumns = 8 * kValues<T>;
-
-/// A matrix [rows, columns]; codes (T = int8) with the scales of their rows, scale_step elements apart.
-template <typename T>
-struct Source {
-  const T* values;
-  int64_t rows, columns;
-  const float* row_scales = nullptr;
-  int64_t scale_step = 0;
-  uint32_t code_exponent = kCodeExponent;
-
-  /// 16 bytes from (row, column) on; zeros outside.
-  template <bool kAligned, bool kLastUse>
-  __device__ uint4 load(int64_t row, int64_t column) const {
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (row >= rows || column >= columns) return words;
-    const T* from = values + row * columns + column;
-    if constexpr (kAligned) {
-      const auto* whole = reinterpret_cast<const uint4*>(from);
-      words = kLastUse ? __ldcs(whole) : *whole;
-    } else {
-      const int64_t left = columns - column;
-      T part[kValues<T>];
-#pragma unroll
-      for (int i = 0; i < kValues<T>; ++i) part[i] = i < left ? from[i] : T();
-      memcpy(&words, part, sizeof(words));
-    }
-    return words;
-  }
-  __device__ float scale_of(int64_t row) const {
-    if constexpr (std::is_same_v<T, int8_t>) return row < rows ? row_scales[row * scale_step] : 0.0F;
-    return 1.0F;
-  }
-};
-
-/// The four rows of 16 bytes of a tile that a thread takes: a warp reads 16 rows of 128 bytes.
-template <typename T>
-struct Quad {
-  uint4 words[4];
-  float scales[4];
-  uint32_t exponent;
-
-  static __device__ int column() { return static_cast<int>(threadIdx.x % 8) * kValues<T>; }
-  static __device__ int index() { return static_cast<int>(threadIdx.x / 8); }
-
-  template <bool kAligned, bool kLastUse>
-  __device__ void load(const Source<T>& x, int64_t top, int64_t left) {
-    exponent = x.code_exponent;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
-      scales[i] = x.scale_of(top + 4 * index() + i);
-    }
-  }
-  __device__ float value(int row, int column) const {
-    if constexpr (std::is_same_v<T, int8_t>) {
-      return __fmul_rn(value_of_code(words[row], column, exponent), scales[row]);
-    } else {
-      return value_of<T>(words[row], column);
-    }
-  }
-};
 
 /// Maxima of magnitudes as bits, of as many columns in a word as there is room for.
 template <typename T>
@@ -128,27 +59,6 @@ struct Maxima<int8_t> {
   static __device__ uint32_t bits(uint32_t word, int) { return word; }
 };
 
-/// Combines what the four lanes of a warp with the same columns have of them, and shares it out: a half each by pairs 16
-/// lanes apart, a quarter by those 8 apart. The quarter of a lane begins at the word that is returned, and lies first.
-template <int kWords, typename V, typename Combine>
-__device__ int share_out(V (&of_lane)[kWords], const Combine& combine) {
-  constexpr int kHalf = kWords / 2, kQuarter = kWords / 4;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const bool second_half = (lane & 16) != 0, second_quarter = (lane & 8) != 0;
-#pragma unroll
-  for (int j = 0; j < kHalf; ++j) {
-    const V given = second_half ? of_lane[j] : of_lane[j + kHalf], kept = second_half ? of_lane[j + kHalf] : of_lane[j];
-    of_lane[j] = combine(kept, __shfl_xor_sync(0xffffffffU, given, 16));
-  }
-#pragma unroll
-  for (int j = 0; j < kQuarter; ++j) {
-    const V given = second_quarter ? of_lane[j] : of_lane[j + kQuarter];
-    const V kept = second_quarter ? of_lane[j + kQuarter] : of_lane[j];
-    of_lane[j] = combine(kept, __shfl_xor_sync(0xffffffffU, given, 8));
-  }
-  return (second_half ? kHalf : 0) + (second_quarter ? kQuarter : 0);
-}
-
 template <typename T>
 __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T>& x, uint32_t* amax) {
   using M = Maxima<T>;
@@ -177,26 +87,6 @@ __device__ void maxima_of_tile(const Quad<T>& quad, int64_t left, const Source<T
       if (column < x.columns) atomicMax(amax + column, M::bits(of_tile, c));
     }
   }
-}
-
-/// The sums of a tile's columns, of which `to` takes those that there are.
-template <typename T>
-__device__ void sums_of_tile(const Quad<T>& quad, int64_t left, int64_t columns, float* to) {
-  __shared__ float of_warp[kThreads / 32][kTileColumns<T>];
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  float sums[kValues<T>];
-#pragma unroll
-  for (int j = 0; j < kValues<T>; ++j) sums[j] = (quad.value(0, j) + quad.value(1, j)) + (quad.value(2, j) + quad.value(3, j));
-  const int first = share_out(sums, [](float a, float b) { return a + b; });
-#pragma unroll
-  for (int j = 0; j < kValues<T> / 4; ++j) of_warp[warp][lane % 8 * kValues<T> + first + j] = sums[j];
-  __syncthreads();
-  const int i = static_cast<int>(threadIdx.x);
-  if (i >= kTileColumns<T> || left + i >= columns) return;
-  float sum = 0;
-#pragma unroll
-  for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w][i];
-  to[left + i] = sum;
 }
 
 /// The four codes of a thread in a column are a word of the transpose, which leaves in runs of 128 bytes.
@@ -290,45 +180,6 @@ __global__ void __launch_bounds__(kThreads) codes_by_tiles(
   codes_of_tile(quad, top, left, x, amax, codes_t, scales_t);
 }
 
-/// Only those sums.
-template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) sums_by_tiles(const Source<T> x, unsigned strips, float* __restrict__ sums) {
-  const unsigned tile = blockIdx.x / strips, strip = blockIdx.x - tile * strips;
-  const int64_t top = static_cast<int64_t>(tile) * kTileRows, left = static_cast<int64_t>(strip) * kTileColumns<T>;
-  Quad<T> quad;
-  quad.template load<kAligned, true>(x, top, left);
-  sums_of_tile(quad, left, x.columns, sums + tile * x.columns);
-}
-
-/// Their sums, in an order that is always the same. A block takes 32 columns.
-__global__ void __launch_bounds__(kThreads) sums_of_tiles(
-    const float* __restrict__ of_tile, int64_t tiles, int64_t columns, float* __restrict__ sums) {
-  constexpr int kGroups = kThreads / 32;
-  __shared__ float of_group[kGroups][32];
-  const int lane = static_cast<int>(threadIdx.x % 32), group = static_cast<int>(threadIdx.x / 32);
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + lane;
-  float sum = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t tile = group; tile < tiles; tile += kGroups) sum += of_tile[tile * columns + column];
-  }
-  of_group[group][lane] = sum;
-  __syncthreads();
-  if (group > 0 || column >= columns) return;
-#pragma unroll
-  for (int g = 1; g < kGroups; ++g) sum += of_group[g][lane];
-  sums[column] = sum;
-}
-
-/// Tiles and strips of a matrix.
-template <typename T>
-struct Grid {
-  explicit Grid(const Source<T>& x)
-      : tiles(static_cast<unsigned>(ceil_div(x.rows, kTileRows))),
-        strips(static_cast<unsigned>(ceil_div(x.columns, kTileColumns<T>))) {}
-  unsigned tiles, strips;
-};
-
 template <typename T, bool kAligned>
 cudaError_t launch_groups(
     const Source<T>& x, uint32_t* amax, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
@@ -351,13 +202,6 @@ cudaError_t launch_groups(
     codes = maxima;
   }
   return cudaSuccess;
-}
-
-cudaError_t add_up_tiles(const float* of_tile, int64_t rows, int64_t columns, float* sums, cudaStream_t stream) {
-  if (columns == 0) return cudaSuccess;
-  sums_of_tiles<<<static_cast<unsigned>(ceil_div(columns, 32)), kThreads, 0, stream>>>(
-      of_tile, ceil_div(rows, kTileRows), columns, sums);
-  return cudaGetLastError();
 }
 
 template <typename T>
@@ -418,27 +262,6 @@ cudaError_t quantize_rows_and_columns(
   return fits_rows_and_maxima(type, values, rows, columns, codes)
              ? add_up_tiles(of_tile, rows, columns, sums, stream)
              : column_sums(type, values, rows, columns, of_tile, sums, stream);
-}
-
-std::size_t column_sums_workspace(int64_t rows, int64_t columns) {
-  return static_cast<std::size_t>(ceil_div(rows, kTileRows) * columns) * sizeof(float);
-}
-
-cudaError_t column_sums(
-    Type type, const void* values, int64_t rows, int64_t columns, void* workspace, float* sums, cudaStream_t stream) {
-  auto* of_tile = static_cast<float*>(workspace);
-  const auto error = with_type(type, [&](auto t) {
-    using T = decltype(t);
-    const Source<T> x{static_cast<const T*>(values), rows, columns};
-    const Grid grid(x);
-    if (grid.tiles * grid.strips == 0) return cudaSuccess;
-    return with_bool(is_aligned(values) && columns % kValues<T> == 0, [&](auto aligned) {
-      sums_by_tiles<T, decltype(aligned)::value>
-          <<<grid.tiles * grid.strips, kThreads, 0, stream>>>(x, grid.strips, of_tile);
-      return cudaGetLastError();
-    });
-  });
-  return error != cudaSuccess ? error : add_up_tiles(of_tile, rows, columns, sums, stream);
 }
 
 cudaError_t requantize_columns(

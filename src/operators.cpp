@@ -75,10 +75,10 @@ CodesOfBoth quantize_rows_and_columns(const Tensor& x, bool column_sums) {
 }
 
 /// For devices without a kernel that does it at once.
-Tensor& add_scaled_mm_(
+void add_scaled_mm_(
     Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
   detail::check_add_scaled_mm(self, a, b, a_scales, b_scales);
-  return self.add_(ops::scaled_mm(a, b, a_scales, b_scales));
+  self.add_(ops::scaled_mm(a, b, a_scales, b_scales));
 }
 
 // ---- Operations without a gradient ----
@@ -142,7 +142,7 @@ Tensor scaled_mm_autograd(
   return ops::scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
 }
 
-Tensor& add_scaled_mm_autograd_(
+void add_scaled_mm_autograd_(
     Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
   forbid_gradient("add_scaled_mm_", self, a_scales, b_scales);
   {
@@ -150,7 +150,6 @@ Tensor& add_scaled_mm_autograd_(
     ops::add_scaled_mm_(self, a, b, a_scales, b_scales);
   }
   if (!self.is_inference()) torch::autograd::impl::bump_version(self);
-  return self;
 }
 
 // ---- Autocast: the result has the autocast dtype, the operands are quantized as they are ----
@@ -200,7 +199,7 @@ TORCH_LIBRARY(te_int8, m) {
       "bias=None, "
       "*, ScalarType? out_dtype=None) -> Tensor");
   m.def(
-      "add_scaled_mm_(Tensor(a!) self, Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None) -> Tensor(a!)");
+      "add_scaled_mm_(Tensor(a!) self, Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None) -> ()");
   m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias=None, *, bool int8_output=True, bool "
       "int8_grad_input=False, bool int8_grad_weight=False, str x_granularity=\"row\", str "

@@ -71,10 +71,9 @@ Tensor scaled_mm_meta(
   return at::empty_symint({a.sym_size(0), b.sym_size(0)}, a.options().dtype(dtype));
 }
 
-Tensor& add_scaled_mm_meta_(
+void add_scaled_mm_meta_(
     Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
   detail::check_add_scaled_mm(self, a, b, a_scales, b_scales);
-  return self;
 }
 
 Tensor linear_meta(

@@ -191,12 +191,13 @@ TEST_CASE("a norm leaves codes under autocast too", "[cuda][guard]") {
     layer->zero_grad();
     return std::pair(quantized, dw);
   };
-  const auto first = run();
-  CHECK(first.first == 1);
+  run();  // what comes after this layer is known from its second call on
+  const auto [without, expected] = run();
+  CHECK(without == 1);
   for (int i = 0; i < 2; ++i) {
     const auto [quantized, dw] = run();
     CHECK(quantized == 0);
-    CHECK(same(dw, first.second));
+    CHECK(same(dw, expected));
   }
 }
 
@@ -283,6 +284,7 @@ TEST_CASE("preactivations may be held as codes", "[cuda][guard]") {
       }
       const auto leaf = x.clone().requires_grad_();
       forward(leaf);
+      te_int8::refresh(*model);  // the scope holds nothing of it
       const auto before = bytes_in_use();
       const auto y = forward(leaf);
       bytes = bytes_in_use() - before;

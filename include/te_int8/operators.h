@@ -85,13 +85,13 @@ inline at::Tensor scaled_mm(
 
 /// self [M,N] += scaled_mm(a, b, a_scales, b_scales) in fp32, rounded once to self's dtype, which is floating: how a gradient
 /// is accumulated. On CUDA in the epilogue of the product, where self is contiguous.
-inline at::Tensor& add_scaled_mm_(
+inline void add_scaled_mm_(
     at::Tensor& self, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales = {},
     const std::optional<at::Tensor>& b_scales = {}) {
-  static const auto op = detail::find("add_scaled_mm_").typed<at::Tensor&(
+  static const auto op = detail::find("add_scaled_mm_").typed<void(
       at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
       const std::optional<at::Tensor>&)>();
-  return op.call(self, a, b, detail::present(a_scales), detail::present(b_scales));
+  op.call(self, a, b, detail::present(a_scales), detail::present(b_scales));
 }
 
 /// x [*,K] W [N,K]^T + bias [N] -> [*,N], differentiable by straight-through estimation. The result

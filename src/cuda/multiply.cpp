@@ -149,15 +149,15 @@ Tensor scaled_mm(
   return result.to(dtype);
 }
 
-Tensor& add_scaled_mm_(
+void add_scaled_mm_(
     Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
   detail::check_add_scaled_mm(self, a, b, a_scales, b_scales);
   const OnDeviceOf device(a);
   const bool fits = !leave_to_reference() && self.is_contiguous() && self.scalar_type() != at::kDouble && cuda::is_plain(self) &&
                     a.size(1) <= detail::kMaxInt32Depth;
   const DenseEpilogue epilogue(a_scales, b_scales, {});
-  if (fits && multiply_into(a, b, epilogue.get(), self, device)) return self;
-  return self.add_(scaled_mm(a, b, a_scales, b_scales, {}, at::kFloat));
+  if (fits && multiply_into(a, b, epilogue.get(), self, device)) return;
+  self.add_(scaled_mm(a, b, a_scales, b_scales, {}, at::kFloat));
 }
 
 }  // namespace

@@ -252,11 +252,11 @@ TEST_CASE("kernels: every product of codes that runs on this GPU", "[kernels]") 
         if (gemm.accumulates) {
           const auto before = as<T>(random_matrix<T>(m, n, /*strange=*/false));
           const Device<T> sum(before);
-          auto added = product;
-          added.out = sum.get();
-          added.epilogue.bias = nullptr;
-          added.accumulate = true;
-          check(gemm.launch(added, gemm, multiprocessors(), nullptr));
+          auto into = product;
+          into.out = sum.get();
+          into.epilogue.bias = nullptr;
+          into.accumulate = true;
+          check(gemm.launch(into, gemm, multiprocessors(), nullptr));
           REQUIRE(same(floats(sum.read()), formula<T>(sums, a_scales, b_scales, floats(before))));
           ++accumulated;
           continue;

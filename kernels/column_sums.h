@@ -1,0 +1,11 @@
+// The second half of column_sums, for kernels that find the first on their way.
+#pragma once
+
+#include "types.h"
+
+namespace te_int8::kernels {
+
+/// The sums of each tile's columns (tiles.cuh) of a matrix [rows, columns] -> those of the columns, [columns].
+cudaError_t add_up_tiles(const float* of_tile, int64_t rows, int64_t columns, float* sums, cudaStream_t stream);
+
+}  // namespace te_int8::kernels

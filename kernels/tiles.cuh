@@ -1,0 +1,131 @@
+// A matrix in tiles of 128 rows by 128 bytes, one a block of threads, for kernels that combine the rows of a column.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "launch.h"
+#include "numbers.cuh"
+
+namespace te_int8::kernels {
+
+constexpr int kThreads = 256, kTileRows = 128;
+
+/// What 16 bytes hold.
+template <typename T>
+constexpr int kValues = 16 / static_cast<int>(sizeof(T));
+template <typename T>
+constexpr int kTileColumns = 8 * kValues<T>;
+
+/// A matrix [rows, columns]; codes (T = int8) with the scales of their rows, scale_step elements apart.
+template <typename T>
+struct Source {
+  const T* values;
+  int64_t rows, columns;
+  const float* row_scales = nullptr;
+  int64_t scale_step = 0;
+  uint32_t code_exponent = kCodeExponent;
+
+  /// 16 bytes from (row, column) on; zeros outside.
+  template <bool kAligned, bool kLastUse>
+  __device__ uint4 load(int64_t row, int64_t column) const {
+    uint4 words = make_uint4(0, 0, 0, 0);
+    if (row >= rows || column >= columns) return words;
+    const T* from = values + row * columns + column;
+    if constexpr (kAligned) {
+      const auto* whole = reinterpret_cast<const uint4*>(from);
+      words = kLastUse ? __ldcs(whole) : *whole;
+    } else {
+      const int64_t left = columns - column;
+      T part[kValues<T>];
+#pragma unroll
+      for (int i = 0; i < kValues<T>; ++i) part[i] = i < left ? from[i] : T();
+      memcpy(&words, part, sizeof(words));
+    }
+    return words;
+  }
+  __device__ float scale_of(int64_t row) const {
+    if constexpr (std::is_same_v<T, int8_t>) return row < rows ? row_scales[row * scale_step] : 0.0F;
+    return 1.0F;
+  }
+};
+
+/// The four rows of 16 bytes of a tile that a thread takes: a warp reads 16 rows of 128 bytes.
+template <typename T>
+struct Quad {
+  uint4 words[4];
+  float scales[4];
+  uint32_t exponent;
+
+  static __device__ int column() { return static_cast<int>(threadIdx.x % 8) * kValues<T>; }
+  static __device__ int index() { return static_cast<int>(threadIdx.x / 8); }
+
+  template <bool kAligned, bool kLastUse>
+  __device__ void load(const Source<T>& x, int64_t top, int64_t left) {
+    exponent = x.code_exponent;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
+      scales[i] = x.scale_of(top + 4 * index() + i);
+    }
+  }
+  __device__ float value(int row, int column) const {
+    if constexpr (std::is_same_v<T, int8_t>) {
+      return __fmul_rn(value_of_code(words[row], column, exponent), scales[row]);
+    } else {
+      return value_of<T>(words[row], column);
+    }
+  }
+};
+
+/// Combines what the four lanes of a warp with the same columns have of them, and shares it out: a half each by pairs 16
+/// lanes apart, a quarter by those 8 apart. The quarter of a lane begins at the word that is returned, and lies first.
+template <int kWords, typename V, typename Combine>
+__device__ int share_out(V (&of_lane)[kWords], const Combine& combine) {
+  constexpr int kHalf = kWords / 2, kQuarter = kWords / 4;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const bool second_half = (lane & 16) != 0, second_quarter = (lane & 8) != 0;
+#pragma unroll
+  for (int j = 0; j < kHalf; ++j) {
+    const V given = second_half ? of_lane[j] : of_lane[j + kHalf], kept = second_half ? of_lane[j + kHalf] : of_lane[j];
+    of_lane[j] = combine(kept, __shfl_xor_sync(0xffffffffU, given, 16));
+  }
+#pragma unroll
+  for (int j = 0; j < kQuarter; ++j) {
+    const V given = second_quarter ? of_lane[j] : of_lane[j + kQuarter];
+    const V kept = second_quarter ? of_lane[j + kQuarter] : of_lane[j];
+    of_lane[j] = combine(kept, __shfl_xor_sync(0xffffffffU, given, 8));
+  }
+  return (second_half ? kHalf : 0) + (second_quarter ? kQuarter : 0);
+}
+
+/// The sums of a tile's columns, of which `to` takes those that there are.
+template <typename T>
+__device__ void sums_of_tile(const Quad<T>& quad, int64_t left, int64_t columns, float* to) {
+  __shared__ float of_warp[kThreads / 32][kTileColumns<T>];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  float sums[kValues<T>];
+#pragma unroll
+  for (int j = 0; j < kValues<T>; ++j) sums[j] = (quad.value(0, j) + quad.value(1, j)) + (quad.value(2, j) + quad.value(3, j));
+  const int first = share_out(sums, [](float a, float b) { return a + b; });
+#pragma unroll
+  for (int j = 0; j < kValues<T> / 4; ++j) of_warp[warp][lane % 8 * kValues<T> + first + j] = sums[j];
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= kTileColumns<T> || left + i >= columns) return;
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w][i];
+  to[left + i] = sum;
+}
+
+/// Tiles and strips of a matrix.
+template <typename T>
+struct Grid {
+  explicit Grid(const Source<T>& x)
+      : tiles(static_cast<unsigned>(ceil_div(x.rows, kTileRows))),
+        strips(static_cast<unsigned>(ceil_div(x.columns, kTileColumns<T>))) {}
+  unsigned tiles, strips;
+};
+
+}  // namespace te_int8::kernels
