@@ -1,5 +1,8 @@
 #include "activations.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "rows.cuh"
 
 namespace te_int8::kernels {
@@ -19,6 +22,34 @@ __device__ inline float activated(float x) {
   return __fmul_rn(__fmul_rn(x, 0.5F), __fadd_rn(1.0F, erff(__fmul_rn(x, kSqrtHalf))));
 }
 
+/// f(x) of every bf16 x whose magnitude is at least 2^-11 and less than 16, in shared memory. There are so few of them that
+/// each block makes them all, and then reads what would take it some 40 instructions.
+template <Activation kActivation>
+class Table {
+ public:
+  static constexpr uint32_t kEnd = 0x41800000U;  ///< of magnitudes, as bits of a float
+
+  __device__ void make() {
+    const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+    for (uint32_t i = thread; i < 2 * kCount; i += threads) {
+      const uint32_t sign = i / kCount, number = i % kCount;
+      const float y = activated<kActivation>(__uint_as_float(sign << 31 | (kFirst + number) << 16));
+      values_[sign * kHalf + number] = __bfloat16_as_ushort(__float2bfloat16_rn(y));
+    }
+    __syncthreads();
+  }
+  /// Of a bf16 whose magnitude is less than kEnd. Below the table's, f rounds to x / 2.
+  __device__ float operator()(float x) const {
+    const uint32_t bits = __float_as_uint(x) >> 16, size = bits & 0x7fffU;
+    const uint32_t found = values_[(bits >> 15) * kHalf + max(size, kFirst) - kFirst];
+    return size < kFirst ? __fmul_rn(0.5F, x) : __uint_as_float(found << 16);
+  }
+
+ private:
+  static constexpr uint32_t kFirst = 0x3a00U, kCount = (kEnd >> 16) - kFirst, kHalf = 2048;
+  uint16_t values_[2 * kHalf];  ///< of positive x, then of negative ones
+};
+
 /// row_layout gives no more.
 template <typename T, int kPieces>
 constexpr int kMostThreads = sizeof(T) == 2 && kPieces == 1 ? kMaxRowThreads / 2 : kMaxRowThreads;
@@ -27,9 +58,9 @@ constexpr int kMostThreads = sizeof(T) == 2 && kPieces == 1 ? kMaxRowThreads / 2
 template <typename T, int kPieces>
 class Part {
  public:
-  __device__ Part(int64_t rows, int64_t width) : rows_(rows), width_(width) {}
+  __device__ Part(int64_t rows, int64_t width, int64_t first_row) : rows_(rows), width_(width), row_(first_row + threadIdx.y) {}
 
-  __device__ int64_t row() const { return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; }
+  __device__ int64_t row() const { return row_; }
   __device__ bool has_row() const { return row() < rows_; }
 
   __device__ void load(const T* x) {
@@ -77,19 +108,21 @@ class Part {
     if (threadIdx.x == 0 && has_row()) scales[row()] = step.scale;
   }
 
-  __device__ Step step_of_row() const {
-    uint32_t amax = 0;
+  /// Of this thread's values, as bits.
+  __device__ uint32_t amax() const {
+    uint32_t result = 0;
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) amax = max(amax, pieces_[p].amax());
-    return step_of(amax_of_row(amax));
+    for (int p = 0; p < kPieces; ++p) result = max(result, pieces_[p].amax());
+    return result;
   }
+  __device__ Step step_of_row() const { return step_of(amax_of_row(amax())); }
 
   /// Where the run of piece p begins in its row, and what is left of the row from there.
   __device__ int64_t begin(int p) const { return static_cast<int64_t>(p) * blockDim.x * kPiece; }
   __device__ int64_t left(int p) const { return has_row() ? width_ - begin(p) : 0; }
 
  private:
-  int64_t rows_, width_;
+  int64_t rows_, width_, row_;
   Piece<T, true> pieces_[kPieces];
 };
 
@@ -103,31 +136,64 @@ __device__ void leave(Part<T, kPieces>& part, T* y, int8_t* codes, float* scales
   if constexpr (kLeaves != Leaves::ValuesOfCodes) part.store_codes(codes, scales);
 }
 
-template <typename T, int kPieces, Activation kActivation, Leaves kLeaves>
-__global__ void __launch_bounds__(kMostThreads<T, kPieces>) activate_rows(
-    const T* __restrict__ x, int64_t rows, int64_t width, T* __restrict__ y, int8_t* __restrict__ codes,
-    float* __restrict__ scales) {
-  Part<T, kPieces> part(rows, width);
-  part.load(x);
-  part.map([](float value, int, int) { return activated<kActivation>(value); });
-  leave<kLeaves>(part, y, codes, scales);
-}
+/// Where x comes from.
+template <typename T>
+struct Values {
+  static constexpr bool kAhead = true;  ///< whether there are registers to load the next row while this one is computed
+  const T* x;
+  template <int kPieces>
+  __device__ void load(Part<T, kPieces>& part) const { part.load(x); }
+};
+template <typename T>
+struct ValuesOfCodes {
+  static constexpr bool kAhead = false;
+  const int8_t* codes;
+  const float* scales;
+  uint32_t code_exponent;
+  template <int kPieces>
+  __device__ void load(Part<T, kPieces>& part) const { part.load_codes(codes, scales, code_exponent); }
+};
 
-template <typename T, int kPieces, Activation kActivation, Leaves kLeaves>
-__global__ void __launch_bounds__(kMostThreads<T, kPieces>) activate_rows_of_codes(
-    const int8_t* __restrict__ x_codes, const float* __restrict__ x_scales, uint32_t code_exponent, int64_t rows,
-    int64_t width, T* __restrict__ y, int8_t* __restrict__ codes, float* __restrict__ scales) {
-  Part<T, kPieces> part(rows, width);
-  part.load_codes(x_codes, x_scales, code_exponent);
-  part.map([](float value, int, int) { return activated<kActivation>(value); });
-  leave<kLeaves>(part, y, codes, scales);
+template <typename T, Activation kActivation>
+constexpr bool kLooksUp = std::is_same_v<T, __nv_bfloat16> && kActivation != Activation::Relu;
+
+/// A block takes several rows, or groups of rows, one after the other, where the table is worth it.
+template <typename T, int kPieces, Activation kActivation, Leaves kLeaves, typename From>
+__global__ void __launch_bounds__(kMostThreads<T, kPieces>) activate_rows(
+    const From x, int64_t rows, int64_t width, T* __restrict__ y, int8_t* __restrict__ codes, float* __restrict__ scales) {
+  [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, Table<kActivation>, char> table;
+  const auto rows_of = [&](int64_t turn) {
+    return Part<T, kPieces>(rows, width, (turn * gridDim.x + blockIdx.x) * blockDim.y);
+  };
+  constexpr bool kAhead = kLooksUp<T, kActivation> && From::kAhead;
+  auto next = rows_of(0);
+  if constexpr (kAhead) x.load(next);
+  if constexpr (kLooksUp<T, kActivation>) table.make();
+  const int64_t turns = ceil_div(rows - static_cast<int64_t>(blockIdx.x) * blockDim.y, static_cast<int64_t>(gridDim.x) * blockDim.y);
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    auto part = next;
+    next = rows_of(turn + 1);
+    x.load(kAhead ? next : part);
+    const auto compute = [](float value, int, int) { return activated<kActivation>(value); };
+    if constexpr (kLooksUp<T, kActivation>) {
+      if (part.amax() < Table<kActivation>::kEnd) {
+        part.map([&](float value, int, int) { return table(value); });
+      } else {
+        part.map(compute);
+      }
+    } else {
+      part.map(compute);
+    }
+    leave<kLeaves>(part, y, codes, scales);
+    if (turn + 1 < turns) __syncthreads();  // what amax_of_row shares is read
+  }
 }
 
 /// The order of operations is LibTorch's.
 template <typename T, int kPieces, bool kGamma, bool kBeta, Leaves kLeaves>
 __global__ void __launch_bounds__(kMostThreads<T, kPieces>) normalize_rows(
     const LayerNorm norm, T* __restrict__ y, int8_t* __restrict__ codes, float* __restrict__ scales) {
-  Part<T, kPieces> part(norm.rows, norm.width);
+  Part<T, kPieces> part(norm.rows, norm.width, static_cast<int64_t>(blockIdx.x) * blockDim.y);
   part.load(static_cast<const T*>(norm.x));
   const float mean = part.has_row() ? norm.mean[part.row()] : 0.0F, rstd = part.has_row() ? norm.rstd[part.row()] : 0.0F;
   Piece<T, true> gamma[kPieces], beta[kPieces];
@@ -191,37 +257,48 @@ bool fits_activations(Type type, int64_t width) {
   return width > 0 && width <= widest && width % kPiece == 0;
 }
 
-cudaError_t activate(
-    Activation f, Type type, const void* x, int64_t rows, int64_t width, const Made& made, cudaStream_t stream) {
+namespace {
+
+/// `from(T())` is where x comes from.
+template <typename MakeSource>
+cudaError_t activate_from(
+    const MakeSource& from, Activation f, Type type, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   return with_pieces(type, width, [&](auto t, auto pieces, const RowLayout& layout) {
     using T = decltype(t);
     return with_activation(f, [&](auto activation) {
       return with_leaves(made.y, made.codes, [&](auto leaves) {
-        activate_rows<T, decltype(pieces)::value, decltype(activation)::value, decltype(leaves)::value>
-            <<<layout.grid(rows), layout.block(), 0, stream>>>(
-                static_cast<const T*>(x), rows, width, static_cast<T*>(made.y), made.codes, made.scales);
+        const auto x = from(t);
+        const auto kernel = activate_rows<
+            T, decltype(pieces)::value, decltype(activation)::value, decltype(leaves)::value, std::decay_t<decltype(x)>>;
+        auto grid = layout.grid(rows);
+        if (kLooksUp<T, decltype(activation)::value>) {  // as many blocks as run at a time
+          int blocks = 0;
+          const int threads = layout.threads * layout.rows_a_block;
+          const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0);
+          if (error != cudaSuccess) return error;
+          grid.x = std::min(grid.x, static_cast<unsigned>(sms * blocks));
+        }
+        kernel<<<grid, layout.block(), 0, stream>>>(x, rows, width, static_cast<T*>(made.y), made.codes, made.scales);
         return cudaGetLastError();
       });
     });
   });
 }
 
+}  // namespace
+
+cudaError_t activate(
+    Activation f, Type type, const void* x, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream) {
+  const auto from = [&](auto t) { return Values<decltype(t)>{static_cast<const decltype(t)*>(x)}; };
+  return activate_from(from, f, type, rows, width, sms, made, stream);
+}
+
 cudaError_t activate_codes(
-    Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, const Made& made,
-    cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  return with_pieces(type, width, [&](auto t, auto pieces, const RowLayout& layout) {
-    using T = decltype(t);
-    return with_activation(f, [&](auto activation) {
-      return with_leaves(made.y, made.codes, [&](auto leaves) {
-        activate_rows_of_codes<T, decltype(pieces)::value, decltype(activation)::value, decltype(leaves)::value>
-            <<<layout.grid(rows), layout.block(), 0, stream>>>(
-                x_codes, x_scales, kCodeExponent, rows, width, static_cast<T*>(made.y), made.codes, made.scales);
-        return cudaGetLastError();
-      });
-    });
-  });
+    Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, int sms,
+    const Made& made, cudaStream_t stream) {
+  const auto from = [&](auto t) { return ValuesOfCodes<decltype(t)>{x_codes, x_scales, kCodeExponent}; };
+  return activate_from(from, f, type, rows, width, sms, made, stream);
 }
 
 cudaError_t layer_norm(const LayerNorm& norm, const Made& made, cudaStream_t stream) {

@@ -25,14 +25,14 @@ struct Made {
 /// (32,768 values of 2 bytes, 16,384 floats). Addresses are aligned to 16 bytes.
 bool fits_activations(Type type, int64_t width);
 
-/// y = f(x) [rows, width], computed in fp32 and rounded to `type`.
+/// y = f(x) [rows, width] on a GPU of `sms` multiprocessors, computed in fp32 and rounded to `type`.
 cudaError_t activate(
-    Activation f, Type type, const void* x, int64_t rows, int64_t width, const Made& made, cudaStream_t stream);
+    Activation f, Type type, const void* x, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream);
 
 /// The same of x that is held as codes by row: float(code) * scale, rounded to `type`.
 cudaError_t activate_codes(
-    Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, const Made& made,
-    cudaStream_t stream);
+    Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, int sms,
+    const Made& made, cudaStream_t stream);
 
 /// What a layer normalization was given and found out.
 struct LayerNorm {

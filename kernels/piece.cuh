@@ -49,11 +49,20 @@ class Piece {
     }
   }
 
+  /// The largest magnitude, as bits of a float.
   __device__ uint32_t amax() const {
-    uint32_t result = 0;
+    if constexpr (kAligned && sizeof(T) == 2) {
+      uint32_t two = 0;
 #pragma unroll
-    for (int i = 0; i < kPiece; ++i) result = max(result, magnitude(value(i)));
-    return result;
+      for (int i = 0; i < 4 * kWords; ++i) two = __vmaxu2(two, word_of(held_[i / 4], i % 4) & 0x7fff7fffU);
+      const uint4 words = make_uint4(two, 0, 0, 0);
+      return max(magnitude(value_of<T>(words, 0)), magnitude(value_of<T>(words, 1)));
+    } else {
+      uint32_t result = 0;
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) result = max(result, magnitude(value(i)));
+      return result;
+    }
   }
 
   /// Each value becomes f(value, i), rounded to T.

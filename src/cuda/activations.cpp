@@ -64,10 +64,10 @@ Results make(const CodesSource& source, bool values, bool with_codes) {
   } else if (x.scalar_type() == at::kChar) {
     C10_CUDA_CHECK(kernels::activate_codes(
         kernel_of(source.kind), type, x.const_data_ptr<int8_t>(), inputs[1].const_data_ptr<float>(), rows, width,
-        results.get(), device.stream()));
+        cuda::multiprocessors(), results.get(), device.stream()));
   } else {
     C10_CUDA_CHECK(kernels::activate(
-        kernel_of(source.kind), type, x.const_data_ptr(), rows, width, results.get(), device.stream()));
+        kernel_of(source.kind), type, x.const_data_ptr(), rows, width, cuda::multiprocessors(), results.get(), device.stream()));
   }
   return results;
 }

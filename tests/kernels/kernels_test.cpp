@@ -144,12 +144,13 @@ TEST_CASE("kernels: activations with their codes, and codes made again", "[kerne
              {0, 16}, {1, 16}, {7, 48}, {130, 528}, {9, 1040}, {5, 8192}, {3, 16384}, {2, sizeof(T) == 4 ? 16000 : 32768}}) {
       REQUIRE(fits_activations(kType<T>, columns));
       for (const auto f : {Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu}) {
+        const int sms = static_cast<int>(f) % 2 == 0 ? multiprocessors() : 1;  // few blocks take several rows each
         CAPTURE(rows, columns, sizeof(T), static_cast<int>(f));
         const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
         const Device<T> x(as<T>(matrix)), y(size_of(rows, columns));
         const Device<int8_t> codes(size_of(rows, columns)), again(size_of(rows, columns));
         const Device<float> scales(size_of(rows, 1)), scales_again(size_of(rows, 1));
-        check(activate(f, kType<T>, x.get(), rows, columns, {y.get(), codes.get(), scales.get()}, nullptr));
+        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), codes.get(), scales.get()}, nullptr));
         const Matrix values{rows, columns, floats(y.read())};
         bool close = true;
         for (std::size_t i = 0; i < values.values.size(); ++i) {
@@ -159,9 +160,9 @@ TEST_CASE("kernels: activations with their codes, and codes made again", "[kerne
         }
         REQUIRE(close);
         require_same(codes, scales, codes_of(values));
-        check(activate(f, kType<T>, x.get(), rows, columns, {nullptr, again.get(), scales_again.get()}, nullptr));
+        check(activate(f, kType<T>, x.get(), rows, columns, sms, {nullptr, again.get(), scales_again.get()}, nullptr));
         require_same(again, scales_again, codes_of(values));
-        check(activate(f, kType<T>, x.get(), rows, columns, {y.get(), nullptr, nullptr}, nullptr));
+        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), nullptr, nullptr}, nullptr));
         REQUIRE(same(floats(y.read()), values_of<T>(codes_of(values), columns)));
 
         // Of what is held as codes: as if of their values.
@@ -169,10 +170,10 @@ TEST_CASE("kernels: activations with their codes, and codes made again", "[kerne
         const Device<float> x_scales(size_of(rows, 1));
         check(quantize_rows(kType<T>, x.get(), rows, columns, x_codes.get(), x_scales.get(), nullptr));
         check(dequantize_rows(x_codes.get(), x_scales.get(), false, rows, columns, kType<T>, y.get(), nullptr));
-        check(activate(f, kType<T>, y.get(), rows, columns, {nullptr, codes.get(), scales.get()}, nullptr));
+        check(activate(f, kType<T>, y.get(), rows, columns, sms, {nullptr, codes.get(), scales.get()}, nullptr));
         const Codes expected{codes.read(), scales.read()};
         const auto of_codes = [&](const Made& made) {
-          check(activate_codes(f, kType<T>, x_codes.get(), x_scales.get(), rows, columns, made, nullptr));
+          check(activate_codes(f, kType<T>, x_codes.get(), x_scales.get(), rows, columns, sms, made, nullptr));
         };
         of_codes({nullptr, again.get(), scales_again.get()});
         require_same(again, scales_again, expected);
