@@ -1,6 +1,7 @@
 #include "activations.h"
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "rows.cuh"
@@ -22,46 +23,53 @@ __device__ inline float activated(float x) {
   return __fmul_rn(__fmul_rn(x, 0.5F), __fadd_rn(1.0F, erff(__fmul_rn(x, kSqrtHalf))));
 }
 
-/// f(x) of every bf16 x whose magnitude is at least 2^-11 and less than 16, in shared memory. There are so few of them that
-/// each block makes them all, and then reads what would take it some 40 instructions.
+/// f of bf16, which has so few values of middling magnitude that each block makes a table of them all in shared memory, and
+/// then reads what would take it some 40 instructions. Of other magnitudes f is x / 2, x, or nothing, when it is rounded.
 template <Activation kActivation>
 class Table {
  public:
-  static constexpr uint32_t kEnd = 0x41800000U;  ///< of magnitudes, as bits of a float
+  static constexpr uint32_t kEnd = kActivation == Activation::Silu ? 0x43000000U : 0x41800000U;  ///< 128 or 16, as bits
 
   __device__ void make() {
     const uint32_t thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
     for (uint32_t i = thread; i < 2 * kCount; i += threads) {
-      const uint32_t sign = i / kCount, number = i % kCount;
-      const float y = activated<kActivation>(__uint_as_float(sign << 31 | (kFirst + number) << 16));
-      values_[sign * kHalf + number] = __bfloat16_as_ushort(__float2bfloat16_rn(y));
+      const uint32_t negative = i >= kCount ? 1 : 0, bits = kFirst + i - negative * kCount;
+      const float y = activated<kActivation>(__uint_as_float(negative << 31 | bits << 16));
+      values_[i] = __bfloat16_as_ushort(__float2bfloat16_rn(y));
     }
     __syncthreads();
   }
-  /// Of a bf16 whose magnitude is less than kEnd. Below the table's, f rounds to x / 2.
-  __device__ float operator()(float x) const {
+  /// Of a magnitude less than kEnd.
+  __device__ float below_end(float x) const {
     const uint32_t bits = __float_as_uint(x) >> 16, size = bits & 0x7fffU;
-    const uint32_t found = values_[(bits >> 15) * kHalf + max(size, kFirst) - kFirst];
+    const uint32_t found = values_[(bits >> 15) * kCount + max(size, kFirst) - kFirst];
     return size < kFirst ? __fmul_rn(0.5F, x) : __uint_as_float(found << 16);
+  }
+  __device__ float operator()(float x) const {
+    if (magnitude(x) < kEnd) return below_end(x);
+    if (x > 0.0F) return x;
+    return x > -INFINITY ? -0.0F : NAN;
   }
 
  private:
-  static constexpr uint32_t kFirst = 0x3a00U, kCount = (kEnd >> 16) - kFirst, kHalf = 2048;
-  uint16_t values_[2 * kHalf];  ///< of positive x, then of negative ones
+  static constexpr uint32_t kFirst = 0x3a00U;  ///< 2^-11
+  static constexpr uint32_t kCount = (kEnd >> 16) - kFirst;
+  uint16_t values_[2 * kCount];  ///< of positive x, then of negative ones
 };
 
-/// row_layout gives no more.
+/// row_layout gives no more. Two pieces of half want more registers than 1,024 threads have.
 template <typename T, int kPieces>
-constexpr int kMostThreads = sizeof(T) == 2 && kPieces == 1 ? kMaxRowThreads / 2 : kMaxRowThreads;
+constexpr int kMostThreads = sizeof(T) == 2 && kPieces == 1 ? kMaxRowThreads / 2 : std::is_same_v<T, __half> ? 768 : kMaxRowThreads;
 
 /// A thread's part of a row, shared out by a RowLayout.
 template <typename T, int kPieces>
 class Part {
  public:
-  __device__ Part(int64_t rows, int64_t width, int64_t first_row) : rows_(rows), width_(width), row_(first_row + threadIdx.y) {}
+  __device__ Part(int64_t rows, int64_t width, int64_t first_row)
+      : row_(static_cast<uint32_t>(first_row) + threadIdx.y), width_(row_ < rows ? static_cast<int>(width) : 0) {}
 
   __device__ int64_t row() const { return row_; }
-  __device__ bool has_row() const { return row() < rows_; }
+  __device__ bool has_row() const { return width_ > 0; }
 
   __device__ void load(const T* x) {
 #pragma unroll
@@ -118,11 +126,12 @@ class Part {
   __device__ Step step_of_row() const { return step_of(amax_of_row(amax())); }
 
   /// Where the run of piece p begins in its row, and what is left of the row from there.
-  __device__ int64_t begin(int p) const { return static_cast<int64_t>(p) * blockDim.x * kPiece; }
-  __device__ int64_t left(int p) const { return has_row() ? width_ - begin(p) : 0; }
+  __device__ int begin(int p) const { return p * static_cast<int>(blockDim.x) * kPiece; }
+  __device__ int left(int p) const { return width_ - begin(p); }
 
  private:
-  int64_t rows_, width_, row_;
+  uint32_t row_;
+  int width_;  ///< 0 beyond the last row
   Piece<T, true> pieces_[kPieces];
 };
 
@@ -139,14 +148,12 @@ __device__ void leave(Part<T, kPieces>& part, T* y, int8_t* codes, float* scales
 /// Where x comes from.
 template <typename T>
 struct Values {
-  static constexpr bool kAhead = true;  ///< whether there are registers to load the next row while this one is computed
   const T* x;
   template <int kPieces>
   __device__ void load(Part<T, kPieces>& part) const { part.load(x); }
 };
 template <typename T>
 struct ValuesOfCodes {
-  static constexpr bool kAhead = false;
   const int8_t* codes;
   const float* scales;
   uint32_t code_exponent;
@@ -157,35 +164,36 @@ struct ValuesOfCodes {
 template <typename T, Activation kActivation>
 constexpr bool kLooksUp = std::is_same_v<T, __nv_bfloat16> && kActivation != Activation::Relu;
 
-/// A block takes several rows, or groups of rows, one after the other, where the table is worth it.
+/// A block that has a table takes several rows, or groups of rows, one after the other. What hides the latency of memory and of
+/// the table is as many threads as there is room for: 32 registers each.
 template <typename T, int kPieces, Activation kActivation, Leaves kLeaves, typename From>
-__global__ void __launch_bounds__(kMostThreads<T, kPieces>) activate_rows(
+__global__ void __launch_bounds__(
+    kLooksUp<T, kActivation> ? kMaxRowThreads : kMostThreads<T, kPieces>,
+    kLooksUp<T, kActivation> && kPieces == 1 ? 2 : 1) activate_rows(
     const From x, int64_t rows, int64_t width, T* __restrict__ y, int8_t* __restrict__ codes, float* __restrict__ scales) {
   [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, Table<kActivation>, char> table;
-  const auto rows_of = [&](int64_t turn) {
-    return Part<T, kPieces>(rows, width, (turn * gridDim.x + blockIdx.x) * blockDim.y);
-  };
-  constexpr bool kAhead = kLooksUp<T, kActivation> && From::kAhead;
-  auto next = rows_of(0);
-  if constexpr (kAhead) x.load(next);
-  if constexpr (kLooksUp<T, kActivation>) table.make();
-  const int64_t turns = ceil_div(rows - static_cast<int64_t>(blockIdx.x) * blockDim.y, static_cast<int64_t>(gridDim.x) * blockDim.y);
-  for (int64_t turn = 0; turn < turns; ++turn) {
-    auto part = next;
-    next = rows_of(turn + 1);
-    x.load(kAhead ? next : part);
-    const auto compute = [](float value, int, int) { return activated<kActivation>(value); };
-    if constexpr (kLooksUp<T, kActivation>) {
-      if (part.amax() < Table<kActivation>::kEnd) {
-        part.map([&](float value, int, int) { return table(value); });
-      } else {
-        part.map(compute);
-      }
-    } else {
-      part.map(compute);
-    }
+  const auto activate = [&](int64_t first_row, const auto& f) {
+    Part<T, kPieces> part(rows, width, first_row);
+    x.load(part);
+    f(part);
     leave<kLeaves>(part, y, codes, scales);
-    if (turn + 1 < turns) __syncthreads();  // what amax_of_row shares is read
+  };
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y;
+  if constexpr (!kLooksUp<T, kActivation>) {
+    activate(first, [](auto& part) { part.map([](float value, int, int) { return activated<kActivation>(value); }); });
+  } else {
+    table.make();
+    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
+    for (int64_t row = first; row < rows; row += step) {
+      activate(row, [&](auto& part) {
+        if (part.amax() < Table<kActivation>::kEnd) {
+          part.map([&](float value, int, int) { return table.below_end(value); });
+        } else {
+          part.map([&](float value, int, int) { return table(value); });
+        }
+      });
+      if (row + step < rows) __syncthreads();  // what amax_of_row shares is read
+    }
   }
 }
 
@@ -227,12 +235,13 @@ cudaError_t with_activation(Activation activation, const F& f) {
   return cudaErrorInvalidValue;
 }
 
-/// f(T(), std::integral_constant<int, pieces>, layout) for rows that fit.
+/// f(T(), std::integral_constant<int, pieces>, layout) for rows that fit. `by_table`: with one piece where it can be.
 template <typename F>
-cudaError_t with_pieces(Type type, int64_t width, const F& f) {
+cudaError_t with_pieces(Type type, int64_t width, bool by_table, const F& f) {
   return with_type(type, [&](auto t) {
     using T = decltype(t);
     auto layout = row_layout<T, true>(width);
+    if (by_table && layout.rows_a_block == 1 && width <= kMaxRowThreads * kPiece) layout = RowLayout::of_pieces(width, 1);
     if (sizeof(T) == 4 && layout.pieces == 2) layout = RowLayout::of_pieces(width, 1);
     if (layout.pieces == 1) return f(t, std::integral_constant<int, 1>(), layout);
     if constexpr (sizeof(T) == 2) {
@@ -253,7 +262,9 @@ cudaError_t with_leaves(const void* y, const int8_t* codes, const F& f) {
 }  // namespace
 
 bool fits_activations(Type type, int64_t width) {
-  const int64_t widest = kMaxRowThreads * kPiece * (type == Type::Float ? 1 : 2);
+  const int64_t widest = type == Type::Float   ? kPiece * kMostThreads<float, 1>
+                         : type == Type::Half ? 2 * kPiece * kMostThreads<__half, 2>
+                                              : 2 * kPiece * kMostThreads<__nv_bfloat16, 2>;
   return width > 0 && width <= widest && width % kPiece == 0;
 }
 
@@ -264,7 +275,8 @@ template <typename MakeSource>
 cudaError_t activate_from(
     const MakeSource& from, Activation f, Type type, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  return with_pieces(type, width, [&](auto t, auto pieces, const RowLayout& layout) {
+  const bool by_table = type == Type::BFloat16 && f != Activation::Relu;
+  return with_pieces(type, width, by_table, [&](auto t, auto pieces, const RowLayout& layout) {
     using T = decltype(t);
     return with_activation(f, [&](auto activation) {
       return with_leaves(made.y, made.codes, [&](auto leaves) {
@@ -303,7 +315,7 @@ cudaError_t activate_codes(
 
 cudaError_t layer_norm(const LayerNorm& norm, const Made& made, cudaStream_t stream) {
   if (norm.rows == 0) return cudaSuccess;
-  return with_pieces(norm.type, norm.width, [&](auto t, auto pieces, const RowLayout& layout) {
+  return with_pieces(norm.type, norm.width, /*by_table=*/false, [&](auto t, auto pieces, const RowLayout& layout) {
     using T = decltype(t);
     return with_bool(norm.gamma != nullptr, [&](auto gamma) {
       return with_bool(norm.beta != nullptr, [&](auto beta) {

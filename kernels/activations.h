@@ -22,7 +22,7 @@ struct Made {
 };
 
 /// Whether the kernels below take rows of this width: of whole 16 bytes, and so short that a block's registers hold one
-/// (32,768 values of 2 bytes, 16,384 floats). Addresses are aligned to 16 bytes.
+/// (32,768 values of bf16, 24,576 of fp16, 16,384 floats). Addresses are aligned to 16 bytes.
 bool fits_activations(Type type, int64_t width);
 
 /// y = f(x) [rows, width] on a GPU of `sms` multiprocessors, computed in fp32 and rounded to `type`.
