@@ -61,6 +61,11 @@ class Table {
 template <typename T, int kPieces>
 constexpr int kMostThreads = sizeof(T) == 2 && kPieces == 1 ? kMaxRowThreads / 2 : std::is_same_v<T, __half> ? 768 : kMaxRowThreads;
 
+__device__ inline float value_of_its_code(float value, Step step) {
+  const float code = __fadd_rn(__uint_as_float(code_of(value, step.inverse)), -12582912.0F);
+  return __fmul_rn(step.inverse == 0.0F ? 0.0F : code, step.scale);
+}
+
 /// A thread's part of a row, shared out by a RowLayout.
 template <typename T, int kPieces>
 class Part {
@@ -74,18 +79,6 @@ class Part {
   __device__ void load(const T* x) {
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) pieces_[p].load(x + row() * width_ + begin(p), left(p), blockDim.x, threadIdx.x);
-  }
-  /// What codes by row stand for, rounded to T.
-  __device__ void load_codes(const int8_t* codes, const float* scales, uint32_t code_exponent) {
-    const float scale = has_row() ? scales[row()] : 0.0F;
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      uint4 words = make_uint4(0, 0, 0, 0);
-      if (static_cast<int>(threadIdx.x) * kPiece < left(p)) {
-        words = reinterpret_cast<const uint4*>(codes + row() * width_ + begin(p))[threadIdx.x];
-      }
-      pieces_[p].map([&](float, int i) { return __fmul_rn(value_of_code(words, i, code_exponent), scale); });
-    }
   }
   /// Each value becomes f(value, i, p), the i-th of piece p, rounded to T.
   template <typename F>
@@ -102,18 +95,17 @@ class Part {
   /// What its codes stand for takes the place of each value.
   __device__ void round_to_codes() {
     const Step step = step_of_row();
-    map([&](float value, int, int) {
-      const float code = __fadd_rn(__uint_as_float(code_of(value, step.inverse)), -12582912.0F);
-      return __fmul_rn(step.inverse == 0.0F ? 0.0F : code, step.scale);
-    });
+    map([&](float value, int, int) { return value_of_its_code(value, step); });
   }
-  __device__ void store_codes(int8_t* codes, float* scales) const {
+  __device__ void store_codes(const Made& made) const {
     const Step step = step_of_row();
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
-      pieces_[p].store(codes + row() * width_ + begin(p), left(p), blockDim.x, threadIdx.x, step.inverse);
+      pieces_[p].store(made.codes + row() * width_ + begin(p), left(p), blockDim.x, threadIdx.x, step.inverse);
     }
-    if (threadIdx.x == 0 && has_row()) scales[row()] = step.scale;
+    if (threadIdx.x > 0 || !has_row()) return;
+    made.scales[row()] = step.scale;
+    if (made.inverses != nullptr) made.inverses[row()] = step.inverse;
   }
 
   /// Of this thread's values, as bits.
@@ -139,60 +131,96 @@ class Part {
 enum class Leaves { ValuesAndCodes, Codes, ValuesOfCodes };
 
 template <Leaves kLeaves, typename T, int kPieces>
-__device__ void leave(Part<T, kPieces>& part, T* y, int8_t* codes, float* scales) {
+__device__ void leave(Part<T, kPieces>& part, const Made& made) {
   if constexpr (kLeaves == Leaves::ValuesOfCodes) part.round_to_codes();
-  if constexpr (kLeaves != Leaves::Codes) part.store(y);
-  if constexpr (kLeaves != Leaves::ValuesOfCodes) part.store_codes(codes, scales);
+  if constexpr (kLeaves != Leaves::Codes) part.store(static_cast<T*>(made.y));
+  if constexpr (kLeaves != Leaves::ValuesOfCodes) part.store_codes(made);
 }
 
-/// Where x comes from.
+template <typename T, Activation kActivation>
+constexpr bool kLooksUp = std::is_same_v<T, __nv_bfloat16> && kActivation != Activation::Relu;
+
+/// f of each of a thread's values, which are a Piece or a Part.
+template <typename T, Activation kActivation, typename Values>
+__device__ void activate_values(Values& values, const Table<kActivation>* table) {
+  if constexpr (!kLooksUp<T, kActivation>) {
+    values.map([](float value, auto...) { return activated<kActivation>(value); });
+  } else if (values.amax() < Table<kActivation>::kEnd) {
+    values.map([&](float value, auto...) { return table->below_end(value); });
+  } else {
+    values.map([&](float value, auto...) { return (*table)(value); });
+  }
+}
+
+/// A block that has a table takes several rows, or groups of rows, one after the other. What hides the latency of memory and of
+/// the table is as many threads as there is room for: 32 registers each.
+template <typename T, int kPieces, Activation kActivation>
+__global__ void __launch_bounds__(
+    kLooksUp<T, kActivation> ? kMaxRowThreads : kMostThreads<T, kPieces>,
+    kLooksUp<T, kActivation> && kPieces == 1 ? 2 : 1) activate_rows(
+    const T* __restrict__ x, int64_t rows, int64_t width, const Made made) {
+  [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, Table<kActivation>, char> table;
+  const auto activate = [&](int64_t first_row, const Table<kActivation>* by) {
+    Part<T, kPieces> part(rows, width, first_row);
+    part.load(x);
+    activate_values<T, kActivation>(part, by);
+    leave<Leaves::ValuesAndCodes>(part, made);
+  };
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y;
+  if constexpr (!kLooksUp<T, kActivation>) {
+    activate(first, nullptr);
+  } else {
+    table.make();
+    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
+    for (int64_t row = first; row < rows; row += step) {
+      activate(row, &table);
+      if (row + step < rows) __syncthreads();  // what amax_of_row shares is read
+    }
+  }
+}
+
+/// Where x comes from when codes are made again.
 template <typename T>
 struct Values {
   const T* x;
-  template <int kPieces>
-  __device__ void load(Part<T, kPieces>& part) const { part.load(x); }
+  __device__ void load(Piece<T, true>& piece, int64_t number, int64_t /*row*/) const { piece.load(x + number * kPiece, kPiece, 1, 0); }
 };
 template <typename T>
 struct ValuesOfCodes {
   const int8_t* codes;
   const float* scales;
   uint32_t code_exponent;
-  template <int kPieces>
-  __device__ void load(Part<T, kPieces>& part) const { part.load_codes(codes, scales, code_exponent); }
+  __device__ void load(Piece<T, true>& piece, int64_t number, int64_t row) const {
+    const uint4 words = reinterpret_cast<const uint4*>(codes)[number];
+    const float scale = scales[row];
+    piece.map([&](float, int i) { return __fmul_rn(value_of_code(words, i, code_exponent), scale); });
+  }
 };
 
-template <typename T, Activation kActivation>
-constexpr bool kLooksUp = std::is_same_v<T, __nv_bfloat16> && kActivation != Activation::Relu;
+constexpr int kPieceThreads = 512;
 
-/// A block that has a table takes several rows, or groups of rows, one after the other. What hides the latency of memory and of
-/// the table is as many threads as there is room for: 32 registers each.
-template <typename T, int kPieces, Activation kActivation, Leaves kLeaves, typename From>
-__global__ void __launch_bounds__(
-    kLooksUp<T, kActivation> ? kMaxRowThreads : kMostThreads<T, kPieces>,
-    kLooksUp<T, kActivation> && kPieces == 1 ? 2 : 1) activate_rows(
-    const From x, int64_t rows, int64_t width, T* __restrict__ y, int8_t* __restrict__ codes, float* __restrict__ scales) {
+/// With the scales known no thread needs to know what the others of its row have.
+template <typename T, Activation kActivation, bool kCodes, typename From>
+__global__ void __launch_bounds__(kPieceThreads, 3) activate_pieces(
+    const From x, int64_t rows, unsigned pieces_a_row, const Made made) {
   [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, Table<kActivation>, char> table;
-  const auto activate = [&](int64_t first_row, const auto& f) {
-    Part<T, kPieces> part(rows, width, first_row);
-    x.load(part);
-    f(part);
-    leave<kLeaves>(part, y, codes, scales);
-  };
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y;
-  if constexpr (!kLooksUp<T, kActivation>) {
-    activate(first, [](auto& part) { part.map([](float value, int, int) { return activated<kActivation>(value); }); });
-  } else {
+  const Table<kActivation>* by = nullptr;
+  if constexpr (kLooksUp<T, kActivation>) {
     table.make();
-    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
-    for (int64_t row = first; row < rows; row += step) {
-      activate(row, [&](auto& part) {
-        if (part.amax() < Table<kActivation>::kEnd) {
-          part.map([&](float value, int, int) { return table.below_end(value); });
-        } else {
-          part.map([&](float value, int, int) { return table(value); });
-        }
-      });
-      if (row + step < rows) __syncthreads();  // what amax_of_row shares is read
+    by = &table;
+  }
+  const int64_t count = rows * pieces_a_row, step = static_cast<int64_t>(gridDim.x) * kPieceThreads;
+  for (int64_t number = static_cast<int64_t>(blockIdx.x) * kPieceThreads + threadIdx.x; number < count; number += step) {
+    const int64_t row = count <= UINT32_MAX ? static_cast<unsigned>(number) / pieces_a_row : number / pieces_a_row;
+    Piece<T, true> piece;
+    x.load(piece, number, row);
+    const Step known{made.scales[row], made.inverses[row]};
+    activate_values<T, kActivation>(piece, by);
+    if constexpr (kCodes) {
+      piece.store(made.codes + number * kPiece, kPiece, 1, 0, known.inverse);
+    } else {
+      piece.map([&](float value, int) { return value_of_its_code(value, known); });
+      piece.store_values(static_cast<T*>(made.y) + number * kPiece, kPiece, 0);
     }
   }
 }
@@ -200,7 +228,7 @@ __global__ void __launch_bounds__(
 /// The order of operations is LibTorch's.
 template <typename T, int kPieces, bool kGamma, bool kBeta, Leaves kLeaves>
 __global__ void __launch_bounds__(kMostThreads<T, kPieces>) normalize_rows(
-    const LayerNorm norm, T* __restrict__ y, int8_t* __restrict__ codes, float* __restrict__ scales) {
+    const LayerNorm norm, const Made made) {
   Part<T, kPieces> part(norm.rows, norm.width, static_cast<int64_t>(blockIdx.x) * blockDim.y);
   part.load(static_cast<const T*>(norm.x));
   const float mean = part.has_row() ? norm.mean[part.row()] : 0.0F, rstd = part.has_row() ? norm.rstd[part.row()] : 0.0F;
@@ -221,7 +249,7 @@ __global__ void __launch_bounds__(kMostThreads<T, kPieces>) normalize_rows(
     if constexpr (kBeta) return __fmaf_rn(rstd, centered, beta[p].value(i));
     return __fmul_rn(rstd, centered);
   });
-  leave<kLeaves>(part, y, codes, scales);
+  leave<kLeaves>(part, made);
 }
 
 template <typename F>
@@ -270,28 +298,31 @@ bool fits_activations(Type type, int64_t width) {
 
 namespace {
 
+/// As many blocks as run at a time, if there is work for them.
+template <typename Kernel>
+cudaError_t blocks_at_a_time(Kernel kernel, int threads, int sms, int64_t wanted, unsigned& blocks) {
+  int on_each = 0;
+  const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&on_each, kernel, threads, 0);
+  blocks = static_cast<unsigned>(std::min<int64_t>(wanted, int64_t{sms} * on_each));
+  return error;
+}
+
 /// `from(T())` is where x comes from.
 template <typename MakeSource>
-cudaError_t activate_from(
+cudaError_t activate_again(
     const MakeSource& from, Activation f, Type type, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  const bool by_table = type == Type::BFloat16 && f != Activation::Relu;
-  return with_pieces(type, width, by_table, [&](auto t, auto pieces, const RowLayout& layout) {
-    using T = decltype(t);
+  return with_type(type, [&](auto t) {
     return with_activation(f, [&](auto activation) {
-      return with_leaves(made.y, made.codes, [&](auto leaves) {
+      return with_bool(made.codes != nullptr, [&](auto codes) {
         const auto x = from(t);
-        const auto kernel = activate_rows<
-            T, decltype(pieces)::value, decltype(activation)::value, decltype(leaves)::value, std::decay_t<decltype(x)>>;
-        auto grid = layout.grid(rows);
-        if (kLooksUp<T, decltype(activation)::value>) {  // as many blocks as run at a time
-          int blocks = 0;
-          const int threads = layout.threads * layout.rows_a_block;
-          const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0);
-          if (error != cudaSuccess) return error;
-          grid.x = std::min(grid.x, static_cast<unsigned>(sms * blocks));
-        }
-        kernel<<<grid, layout.block(), 0, stream>>>(x, rows, width, static_cast<T*>(made.y), made.codes, made.scales);
+        const auto kernel = activate_pieces<
+            decltype(t), decltype(activation)::value, decltype(codes)::value, std::decay_t<decltype(x)>>;
+        const int64_t pieces_a_row = width / kPiece;
+        unsigned blocks = 0;
+        const auto error = blocks_at_a_time(kernel, kPieceThreads, sms, ceil_div(rows * pieces_a_row, kPieceThreads), blocks);
+        if (error != cudaSuccess) return error;
+        kernel<<<blocks, kPieceThreads, 0, stream>>>(x, rows, static_cast<unsigned>(pieces_a_row), made);
         return cudaGetLastError();
       });
     });
@@ -302,15 +333,34 @@ cudaError_t activate_from(
 
 cudaError_t activate(
     Activation f, Type type, const void* x, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream) {
-  const auto from = [&](auto t) { return Values<decltype(t)>{static_cast<const decltype(t)*>(x)}; };
-  return activate_from(from, f, type, rows, width, sms, made, stream);
+  if (rows == 0) return cudaSuccess;
+  const bool by_table = type == Type::BFloat16 && f != Activation::Relu;
+  return with_pieces(type, width, by_table, [&](auto t, auto pieces, const RowLayout& layout) {
+    using T = decltype(t);
+    return with_activation(f, [&](auto activation) {
+      const auto kernel = activate_rows<T, decltype(pieces)::value, decltype(activation)::value>;
+      auto grid = layout.grid(rows);
+      if (by_table) {
+        const auto error = blocks_at_a_time(kernel, layout.threads * layout.rows_a_block, sms, grid.x, grid.x);
+        if (error != cudaSuccess) return error;
+      }
+      kernel<<<grid, layout.block(), 0, stream>>>(static_cast<const T*>(x), rows, width, made);
+      return cudaGetLastError();
+    });
+  });
 }
 
-cudaError_t activate_codes(
+cudaError_t activate_again(
+    Activation f, Type type, const void* x, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream) {
+  const auto from = [&](auto t) { return Values<decltype(t)>{static_cast<const decltype(t)*>(x)}; };
+  return activate_again(from, f, type, rows, width, sms, made, stream);
+}
+
+cudaError_t activate_codes_again(
     Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, int sms,
     const Made& made, cudaStream_t stream) {
   const auto from = [&](auto t) { return ValuesOfCodes<decltype(t)>{x_codes, x_scales, kCodeExponent}; };
-  return activate_from(from, f, type, rows, width, sms, made, stream);
+  return activate_again(from, f, type, rows, width, sms, made, stream);
 }
 
 cudaError_t layer_norm(const LayerNorm& norm, const Made& made, cudaStream_t stream) {
@@ -322,8 +372,7 @@ cudaError_t layer_norm(const LayerNorm& norm, const Made& made, cudaStream_t str
         return with_leaves(made.y, made.codes, [&](auto leaves) {
           normalize_rows<
               T, decltype(pieces)::value, decltype(gamma)::value, decltype(beta)::value, decltype(leaves)::value>
-              <<<layout.grid(norm.rows), layout.block(), 0, stream>>>(
-                  norm, static_cast<T*>(made.y), made.codes, made.scales);
+              <<<layout.grid(norm.rows), layout.block(), 0, stream>>>(norm, made);
           return cudaGetLastError();
         });
       });

@@ -13,24 +13,29 @@ enum class Activation {
   Silu,  ///< x * sigmoid(x)
 };
 
-/// What is wanted of y [rows, width]: codes [rows, width] and scales [rows], and unless null y itself; where `codes` is null,
-/// what they would stand for, in y.
+/// What is made of y [rows, width]: itself, codes [rows, width], scales [rows] and their inverses [rows], by which values are
+/// multiplied to become codes. Pointers may be null where a kernel says so.
 struct Made {
   void* y;
   int8_t* codes;
   float* scales;
+  float* inverses = nullptr;
 };
 
 /// Whether the kernels below take rows of this width: of whole 16 bytes, and so short that a block's registers hold one
 /// (32,768 values of bf16, 24,576 of fp16, 16,384 floats). Addresses are aligned to 16 bytes.
 bool fits_activations(Type type, int64_t width);
 
-/// y = f(x) [rows, width] on a GPU of `sms` multiprocessors, computed in fp32 and rounded to `type`.
+/// y = f(x) [rows, width] on a GPU of `sms` multiprocessors, computed in fp32 and rounded to `type`, and all of Made.
 cudaError_t activate(
     Activation f, Type type, const void* x, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream);
 
+/// The codes once more, or where `codes` is null y as they stand for it; scales and inverses are those that activate() left.
+cudaError_t activate_again(
+    Activation f, Type type, const void* x, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream);
+
 /// The same of x that is held as codes by row: float(code) * scale, rounded to `type`.
-cudaError_t activate_codes(
+cudaError_t activate_codes_again(
     Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, int sms,
     const Made& made, cudaStream_t stream);
 
@@ -43,7 +48,8 @@ struct LayerNorm {
   int64_t rows, width;
 };
 
-/// y = gamma * (rstd * (x - mean)) + beta, computed in fp32 and rounded to `type`.
+/// y = gamma * (rstd * (x - mean)) + beta, computed in fp32 and rounded to `type`; codes and scales, and y unless it is null.
+/// Where `codes` is null, y as codes would stand for it.
 cudaError_t layer_norm(const LayerNorm& norm, const Made& made, cudaStream_t stream);
 
 }  // namespace te_int8::kernels

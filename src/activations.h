@@ -15,6 +15,7 @@ bool fits_activations(const at::Tensor& x);
 struct Activated {
   at::Tensor y;
   ops::Codes codes;
+  at::Tensor inverses;  ///< of the scales: what values are multiplied by
 };
 Activated activate(CodesSource::Kind f, const at::Tensor& x);
 

@@ -139,15 +139,17 @@ template <typename Without>
 Tensor produce_function(Kind f, const Tensor& x, const Without& without) {
   const auto with_codes = [&](bool holds_codes) {
     if (!at::GradMode::is_enabled() || !x.requires_grad()) {
-      auto [y, codes] = make_by_function(f, x, /*holds_codes=*/false).activated;
-      return Made{std::move(y), std::move(codes)};
+      auto activated = make_by_function(f, x, /*holds_codes=*/false).activated;
+      return Made{std::move(activated.y), std::move(activated.codes)};
     }
     MadeByFunction made;
     const auto y = ActivationFunction::apply(x, f, holds_codes, &made);
     const at::NoGradGuard no_grad;
-    for (auto& tensor : made.held) tensor = tensor.detach();
-    if (f == Kind::Relu) made.held.clear();  // y, whose life an entry of the cache must not prolong
-    return Made{y, std::move(made.activated.codes), std::make_shared<CodesSource>(f, x.scalar_type(), std::move(made.held))};
+    std::vector<Tensor> inputs{std::get<1>(made.activated.codes), made.activated.inverses};
+    if (f != Kind::Relu) {  // whose y an entry of the cache must not keep alive
+      for (const auto& tensor : made.held) inputs.push_back(tensor.detach());
+    }
+    return Made{y, std::move(made.activated.codes), std::make_shared<CodesSource>(f, x.scalar_type(), std::move(inputs))};
   };
   return produce(f, x, [] { return true; }, with_codes, without);
 }

@@ -55,11 +55,14 @@ TEST_CASE("activations of one memory but two dtypes are two activations", "[guar
 
 TEST_CASE("layers that read one activation share its transposed codes in the backward", "[guard][codes]") {
   torch::manual_seed(51);
-  nn::Linear q(32, 32), k(32, 16), v(32, 48), norm(32, 32);
+  nn::Linear q(32, 32), k(32, 16), v(32, 48);
   nn::ModuleList model(q, k, v);
+  const bool of_norm = GENERATE(false, true);  // whose codes come with it on a GPU, and are made again
+  CAPTURE(of_norm);
   const auto x = torch::randn({2, 8, 32}).requires_grad_();
+  const auto activation = [&] { return of_norm ? at::layer_norm(x, {32}) : x.sin(); };
   const auto loss_of = [&] {
-    const auto h = x.sin();
+    const auto h = activation();
     return q(h).pow(2).sum() + k(h).pow(2).sum() + v(h).pow(2).sum();
   };
   const auto inputs = model->parameters();
@@ -67,12 +70,12 @@ TEST_CASE("layers that read one activation share its transposed codes in the bac
   {
     const AutocastGuard guard(model, Mode::QAT, Recipe::int8_training());
     for (auto* layer : {&q, &k, &v}) {
-      const auto gradients = torch::autograd::grad({(*layer)(x.sin()).pow(2).sum()}, {(*layer)->weight, (*layer)->bias});
+      const auto gradients = torch::autograd::grad({(*layer)(activation()).pow(2).sum()}, {(*layer)->weight, (*layer)->bias});
       alone.insert(alone.end(), gradients.begin(), gradients.end());
     }
   }
   const AutocastGuard guard(model, Mode::QAT, Recipe::int8_training());
-  loss_of().backward();  // makes the transposed codes of the weights
+  for (int i = 0; i < 2; ++i) loss_of().backward();  // makes the transposed codes of the weights
   model->zero_grad();
   Tensor loss = loss_of();
   CHECK(OperationCounter::calls("requantize_columns", [&] { loss.backward({}, /*retain_graph=*/true); }) == 1 + 3);

@@ -24,32 +24,33 @@ kernels::Activation kernel_of(Kind f) {
 
 /// y, its codes, or both.
 struct Results {
-  at::Tensor y;
-  ops::Codes codes;
+  at::Tensor y, codes, scales, inverses;
 
-  Results(const at::Tensor& x, at::ScalarType dtype, bool values, bool with_codes) {
-    if (values) y = at::empty(x.sizes(), x.options().dtype(dtype));
-    if (!with_codes) return;
-    codes = {
-        at::empty(x.sizes(), x.options().dtype(at::kChar)),
-        at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(at::kFloat))};
-  }
   kernels::Made get() const {
-    const auto& [made, scales] = codes;
+    const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
     return {
-        y.defined() ? y.mutable_data_ptr() : nullptr, made.defined() ? made.mutable_data_ptr<int8_t>() : nullptr,
-        scales.defined() ? scales.mutable_data_ptr<float>() : nullptr};
+        y.defined() ? y.mutable_data_ptr() : nullptr, codes.defined() ? codes.mutable_data_ptr<int8_t>() : nullptr,
+        pointer(scales), pointer(inverses)};
   }
 };
 
-Results make(const CodesSource& source, bool values, bool with_codes) {
+at::Tensor values_like(const at::Tensor& x, at::ScalarType dtype) { return at::empty(x.sizes(), x.options().dtype(dtype)); }
+
+at::Tensor one_a_row(const at::Tensor& x) {
+  return at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(at::kFloat));
+}
+
+Results make_again(const CodesSource& source, bool codes) {
   const auto& inputs = source.inputs;
-  const auto& x = inputs[0];
+  const bool is_norm = source.kind == Kind::LayerNorm;
+  const auto& x = inputs[is_norm ? 0 : 2];
   const cuda::OnDeviceOf device(x);
-  Results results(x, source.dtype, values, with_codes);
+  Results results;
+  (codes ? results.codes : results.y) = values_like(x, codes ? at::kChar : source.dtype);
   const auto type = cuda::type_of(source.dtype);
   const int64_t width = x.size(-1), rows = x.numel() / width;
-  if (source.kind == Kind::LayerNorm) {
+  if (is_norm) {
+    if (codes) results.scales = one_a_row(x);
     const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
     const kernels::LayerNorm norm{
         .type = type,
@@ -61,14 +62,18 @@ Results make(const CodesSource& source, bool values, bool with_codes) {
         .rows = rows,
         .width = width};
     C10_CUDA_CHECK(kernels::layer_norm(norm, results.get(), device.stream()));
-  } else if (x.scalar_type() == at::kChar) {
-    C10_CUDA_CHECK(kernels::activate_codes(
-        kernel_of(source.kind), type, x.const_data_ptr<int8_t>(), inputs[1].const_data_ptr<float>(), rows, width,
-        cuda::multiprocessors(), results.get(), device.stream()));
-  } else {
-    C10_CUDA_CHECK(kernels::activate(
-        kernel_of(source.kind), type, x.const_data_ptr(), rows, width, cuda::multiprocessors(), results.get(), device.stream()));
+    return results;
   }
+  results.scales = inputs[0];
+  results.inverses = inputs[1];
+  C10_CUDA_CHECK(
+      x.scalar_type() == at::kChar
+          ? kernels::activate_codes_again(
+                kernel_of(source.kind), type, x.const_data_ptr<int8_t>(), inputs[3].const_data_ptr<float>(), rows, width,
+                cuda::multiprocessors(), results.get(), device.stream())
+          : kernels::activate_again(
+                kernel_of(source.kind), type, x.const_data_ptr(), rows, width, cuda::multiprocessors(), results.get(),
+                device.stream()));
   return results;
 }
 
@@ -86,12 +91,21 @@ bool fits_activations(const at::Tensor& x) {
 }
 
 Activated activate(Kind f, const at::Tensor& x) {
-  auto [y, codes] = make({f, x.scalar_type(), {x}}, /*values=*/true, /*with_codes=*/true);
-  return {std::move(y), std::move(codes)};
+  const cuda::OnDeviceOf device(x);
+  const Results results{
+      values_like(x, x.scalar_type()), values_like(x, at::kChar), one_a_row(x), one_a_row(x)};
+  const int64_t width = x.size(-1);
+  C10_CUDA_CHECK(kernels::activate(
+      kernel_of(f), cuda::type_of(x.scalar_type()), x.const_data_ptr(), x.numel() / width, width, cuda::multiprocessors(),
+      results.get(), device.stream()));
+  return {results.y, {results.codes, results.scales}, results.inverses};
 }
 
-ops::Codes CodesSource::make() const { return detail::make(*this, /*values=*/false, /*with_codes=*/true).codes; }
+ops::Codes CodesSource::make() const {
+  const auto made = make_again(*this, /*codes=*/true);
+  return {made.codes, made.scales};
+}
 
-at::Tensor CodesSource::make_values() const { return detail::make(*this, /*values=*/true, /*with_codes=*/false).y; }
+at::Tensor CodesSource::make_values() const { return make_again(*this, /*codes=*/false).y; }
 
 }  // namespace te_int8::inline v0::detail

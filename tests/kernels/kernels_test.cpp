@@ -149,8 +149,8 @@ TEST_CASE("kernels: activations with their codes, and codes made again", "[kerne
         const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
         const Device<T> x(as<T>(matrix)), y(size_of(rows, columns));
         const Device<int8_t> codes(size_of(rows, columns)), again(size_of(rows, columns));
-        const Device<float> scales(size_of(rows, 1)), scales_again(size_of(rows, 1));
-        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), codes.get(), scales.get()}, nullptr));
+        const Device<float> scales(size_of(rows, 1)), inverses(size_of(rows, 1));
+        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), codes.get(), scales.get(), inverses.get()}, nullptr));
         const Matrix values{rows, columns, floats(y.read())};
         bool close = true;
         for (std::size_t i = 0; i < values.values.size(); ++i) {
@@ -160,24 +160,25 @@ TEST_CASE("kernels: activations with their codes, and codes made again", "[kerne
         }
         REQUIRE(close);
         require_same(codes, scales, codes_of(values));
-        check(activate(f, kType<T>, x.get(), rows, columns, sms, {nullptr, again.get(), scales_again.get()}, nullptr));
-        require_same(again, scales_again, codes_of(values));
-        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), nullptr, nullptr}, nullptr));
+        check(activate_again(
+            f, kType<T>, x.get(), rows, columns, sms, {nullptr, again.get(), scales.get(), inverses.get()}, nullptr));
+        require_same(again, scales, codes_of(values));
+        check(activate_again(f, kType<T>, x.get(), rows, columns, sms, {y.get(), nullptr, scales.get(), inverses.get()}, nullptr));
         REQUIRE(same(floats(y.read()), values_of<T>(codes_of(values), columns)));
 
         // Of what is held as codes: as if of their values.
         const Device<int8_t> x_codes(size_of(rows, columns));
         const Device<float> x_scales(size_of(rows, 1));
         check(quantize_rows(kType<T>, x.get(), rows, columns, x_codes.get(), x_scales.get(), nullptr));
-        check(dequantize_rows(x_codes.get(), x_scales.get(), false, rows, columns, kType<T>, y.get(), nullptr));
-        check(activate(f, kType<T>, y.get(), rows, columns, sms, {nullptr, codes.get(), scales.get()}, nullptr));
+        check(dequantize_rows(x_codes.get(), x_scales.get(), false, rows, columns, kType<T>, x.get(), nullptr));
+        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), codes.get(), scales.get(), inverses.get()}, nullptr));
         const Codes expected{codes.read(), scales.read()};
         const auto of_codes = [&](const Made& made) {
-          check(activate_codes(f, kType<T>, x_codes.get(), x_scales.get(), rows, columns, sms, made, nullptr));
+          check(activate_codes_again(f, kType<T>, x_codes.get(), x_scales.get(), rows, columns, sms, made, nullptr));
         };
-        of_codes({nullptr, again.get(), scales_again.get()});
-        require_same(again, scales_again, expected);
-        of_codes({y.get(), nullptr, nullptr});
+        of_codes({nullptr, again.get(), scales.get(), inverses.get()});
+        require_same(again, scales, expected);
+        of_codes({y.get(), nullptr, scales.get(), inverses.get()});
         REQUIRE(same(floats(y.read()), values_of<T>(expected, columns)));
       }
     }

@@ -179,7 +179,7 @@ class ActivationCodes : public CodesInUse {
       const auto scales = form == OperandForm::TensorCodes
                               ? operand->scales()
                               : operand->scales().view(x.sizes().slice(0, x.dim() - 1));
-      return std::make_shared<Operand>(operand->data().view(x.sizes()), scales, form, source ? source->of(x) : nullptr);
+      return Operand::view_of(operand, operand->data().view(x.sizes()), scales, source ? source->of(x) : nullptr);
     }
   };
 

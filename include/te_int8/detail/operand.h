@@ -83,8 +83,8 @@ struct CodesSource {
 
   Kind kind;
   at::ScalarType dtype;  ///< of the activation
-  /// x, or its codes by row and scales; of Relu the activation itself, added by of(); of LayerNorm x, mean, rstd, and gamma and
-  /// beta or undefined ones.
+  /// Of LayerNorm x, mean, rstd, and gamma and beta or undefined ones. Of functions the scales and their inverses, which the codes
+  /// had, and x, or its codes by row and scales; of Relu the activation itself, added by of().
   std::vector<at::Tensor> inputs = {};
   std::vector<int64_t> versions = {};  ///< of the inputs, when the codes were made
 
@@ -95,7 +95,12 @@ struct CodesSource {
 
   /// For the activation y, which nothing else holds alive here: of Relu, whose graph holds it, y again is what y comes from.
   std::shared_ptr<const CodesSource> of(const at::Tensor& y) const {
-    return std::make_shared<CodesSource>(kind == Kind::Relu ? CodesSource(kind, dtype, {y.detach()}) : *this);
+    auto result = *this;
+    if (kind == Kind::Relu) {
+      result.inputs.push_back(y.detach());
+      result.versions.push_back(version_of(y));
+    }
+    return std::make_shared<CodesSource>(std::move(result));
   }
   /// Whether the inputs are still what the codes were made of.
   bool is_current() const {
@@ -173,6 +178,14 @@ class Operand {
     return rows;
   }
 
+  /// `origin` laid out in another shape, for one reader of several.
+  static std::shared_ptr<Operand> view_of(
+      const std::shared_ptr<Operand>& origin, at::Tensor data, at::Tensor scales, std::shared_ptr<const CodesSource> source) {
+    auto view = std::make_shared<Operand>(std::move(data), std::move(scales), origin->form_, std::move(source));
+    view->origin_ = origin;
+    return view;
+  }
+
   const at::Tensor& data() const { return data_; }
   const at::Tensor& scales() const { return scales_; }
   OperandForm form() const { return form_; }
@@ -211,6 +224,7 @@ class Operand {
 
   /// A place for transposed codes that lives as long as those who have asked for it: the backwards that read one activation.
   std::shared_ptr<Transpose> shared_transpose() {
+    if (origin_) return origin_->shared_transpose();
     const std::lock_guard lock(mutex_);
     auto shared = shared_transpose_.lock();
     if (!shared) shared_transpose_ = shared = std::make_shared<Transpose>();
@@ -235,6 +249,7 @@ class Operand {
   at::Tensor packed_;
   Transpose transpose_;
   std::weak_ptr<Transpose> shared_transpose_;
+  std::shared_ptr<Operand> origin_;
 };
 
 template <typename F>
