@@ -182,11 +182,13 @@ __global__ void __launch_bounds__(
 /// Where x comes from when codes are made again.
 template <typename T>
 struct Values {
+  static constexpr bool kExact = true;  ///< what the scales were found from
   const T* x;
   __device__ void load(Piece<T, true>& piece, int64_t number, int64_t /*row*/) const { piece.load(x + number * kPiece, kPiece, 1, 0); }
 };
 template <typename T>
 struct ValuesOfCodes {
+  static constexpr bool kExact = false;
   const int8_t* codes;
   const float* scales;
   uint32_t code_exponent;
@@ -216,6 +218,10 @@ __global__ void __launch_bounds__(kPieceThreads, 3) activate_pieces(
     x.load(piece, number, row);
     const Step known{made.scales[row], made.inverses[row]};
     activate_values<T, kActivation>(piece, by);
+    if constexpr (!From::kExact) {  // f may be larger at what the codes stand for: no code is beyond 127
+      const float most = __fmul_rn(127.0F, known.scale);
+      piece.map([&](float value, int) { return value > most ? most : value < -most ? -most : value; });
+    }
     if constexpr (kCodes) {
       piece.store(made.codes + number * kPiece, kPiece, 1, 0, known.inverse);
     } else {

@@ -34,7 +34,8 @@ cudaError_t activate(
 cudaError_t activate_again(
     Activation f, Type type, const void* x, int64_t rows, int64_t width, int sms, const Made& made, cudaStream_t stream);
 
-/// The same of x that is held as codes by row: float(code) * scale, rounded to `type`.
+/// The same of x that is held as codes by row: float(code) * scale, rounded to `type`. What is beyond the scales, which are those
+/// of x itself, becomes the largest code.
 cudaError_t activate_codes_again(
     Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, int sms,
     const Made& made, cudaStream_t stream);

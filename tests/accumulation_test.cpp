@@ -66,6 +66,26 @@ TEST_CASE("a gradient that somebody must see is not added unseen", "[cuda][guard
     torch::autograd::impl::grad_accumulator(s.layer->weight)->add_post_hook(std::make_unique<Hook>(&calls));
     const auto loss = s.loss();
     CHECK(additions_of([&] { loss.backward(); }) == 0);
+    CHECK(calls == 1);
+    CHECK(close(sum));
+  }
+  SECTION("by a hook on the node that makes it") {
+    struct Hook final : torch::autograd::FunctionPostHook {
+      torch::autograd::variable_list operator()(
+          const torch::autograd::variable_list& outputs, const torch::autograd::variable_list&) override {
+        auto result = outputs;
+        result[1] = result[1] * 3;
+        return result;
+      }
+    };
+    const auto y = s.layer->forward(s.x);
+    y.grad_fn()->add_post_hook(std::make_unique<Hook>());
+    CHECK(additions_of([&] { y.pow(2).mean().backward(); }) == 0);
+    CHECK(close(s.first + 3 * s.second));
+  }
+  SECTION("by anomaly mode") {
+    const torch::autograd::DetectAnomalyGuard anomaly;
+    CHECK(additions_of([&] { s.loss().backward(); }) == 0);
     CHECK(close(sum));
   }
   SECTION("by torch::autograd::grad") {

@@ -243,6 +243,40 @@ TEST_CASE("hooks and retained gradients on a product see what its users send", "
   CHECK(same(y.grad(), torch::full({2, 3, 4}, 2.0F)));
 }
 
+TEST_CASE("a history that somebody has hold of is left as it is when the bias is added", "[guard][bias]") {
+  OneLayer model;
+  const auto x = torch::randn({2, 3, 8}).requires_grad_();
+  const auto ones = torch::ones({2, 3, 4});
+  // db is what comes after the addition, dW what comes before it too.
+  const auto run = [&](const std::string& how) {
+    auto y = product(model, x);
+    Tensor early = torch::zeros({});
+    if (how == "hook") y.register_hook([](const Tensor& gradient) { return gradient * 2; });
+    if (how == "backward") y.backward(ones, /*retain_graph=*/true);
+    struct Twice : torch::autograd::Function<Twice> {  // without a look at the values
+      static Tensor forward(torch::autograd::AutogradContext*, const Tensor& t) { return torch::full({2, 3, 4}, 7.0F, t.options()); }
+      static torch::autograd::variable_list backward(torch::autograd::AutogradContext*, torch::autograd::variable_list g) {
+        return {g[0] * 2};
+      }
+    };
+    if (how == "edge") early = Twice::apply(y);
+    y.add_(model->fc->bias);
+    (y.sum() + early.sum()).backward();
+    std::vector<Tensor> result{model->fc->bias.grad(), model->fc->weight.grad(), x.grad()};
+    for (auto& parameter : model->parameters()) parameter.mutable_grad() = Tensor();
+    x.mutable_grad() = Tensor();
+    return result;
+  };
+  for (const std::string how : {"nothing", "hook", "backward", "edge"}) {
+    CAPTURE(how);
+    const auto plain = run(how);
+    const AutocastGuard guard(model, Mode::QAT);
+    const auto got = run(how);
+    CHECK(same(got[0], plain[0]));
+    for (std::size_t i = 1; i < got.size(); ++i) CHECK(relative_error(got[i], plain[i]) < 0.02);
+  }
+}
+
 TEST_CASE("a product keeps its values when weight, bias and input change before anybody looks", "[guard][bias]") {
   OneLayer model;
   auto x = torch::randn({2, 3, 8});

@@ -13,8 +13,8 @@
 // Both the dispatcher operation te_int8::linear and the layers of a scope come through here.
 #pragma once
 
-#include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -50,8 +50,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     std::optional<CodesSource> x_source;  ///< how the codes of X are made again, without its inputs, which are saved
     std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
     std::weak_ptr<Operand> cached_weight;  ///< has the transposed codes for all backwards
-    /// Of X, for the backwards of all layers that read it; each lets go of it.
-    std::atomic<std::shared_ptr<Transpose>> x_transpose;
+    std::mutex mutex;
+    std::shared_ptr<Transpose> x_transpose;  ///< for the backwards of all layers that read X; each takes it and lets go
     Backend backend = current_backend();
     GradientCount gradients;
     std::weak_ptr<CodesInUse> activations;
@@ -60,6 +60,11 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     // Edges of the graph are counted over the inputs that are there.
     static constexpr std::size_t kInputEdge = 0, kWeightEdge = 1;
     std::size_t bias_edge() const { return weight_dtype ? 2 : 1; }
+
+    std::shared_ptr<Transpose> take_x_transpose() {
+      const std::lock_guard lock(mutex);
+      return std::exchange(x_transpose, nullptr);
+    }
 
     OperandForm x_form() const {
       return operand_form(config.output, config.grad_weight, config.x_granularity);
@@ -112,14 +117,20 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
 
   /// Makes `bias` an input of the call that gave y, whose graph is then the one of a call with a bias (Note [Deferred bias]).
-  /// False where no such call without a bias is y's history.
+  /// False where no such call without a bias is y's history, or somebody has hold of that history as it is.
   static bool add_bias_input(const at::Tensor& y, const at::Tensor& bias) {
     auto* node = dynamic_cast<torch::autograd::CppNode<LinearFunction>*>(y.grad_fn().get());
     if (node == nullptr) return false;
     const auto context = context_of(node->ctx_);
-    if (context->bias_dtype) return false;
+    const bool has_hooks =
+        !node->tensor_pre_hooks().empty() || !node->pre_hooks().empty() || !node->post_hooks().empty();
+    if (context->bias_dtype || has_hooks) return false;
+    try {
+      node->add_next_edge(torch::autograd::impl::gradient_edge(bias));
+    } catch (const c10::Error&) {  // another node already leads to this one, or a backward has passed: nothing else tells
+      return false;
+    }
     context->bias_dtype = bias.scalar_type();
-    node->add_next_edge(torch::autograd::impl::gradient_edge(bias));
     node->is_variable_input_[kBiasArgument] = true;
     node->input_info_.emplace_back(bias);
     return true;
@@ -156,23 +167,22 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
         sizes.back() = dx.sym_size(1);
         dx = dx.view_symint(sizes);
       }
-      if (wants_dw) {
-        const bool may_add = codes.columns && !second_order && !context.observer;
-        const auto sum =
-            may_add ? gradient_to_add_to(torch::autograd::get_current_node()->next_edge(Context::kWeightEdge)) : at::Tensor();
-        if (sum.defined()) {
-          add_grad_weight(sum, *codes.columns, context, saved);
-        } else {
-          dw = grad_weight(rows, codes.columns, context, saved);
-        }
-        if (context.gradients) ++*context.gradients;
-      }
-      if (context.observer) context.observer->saw_backward(rows, codes.rows.get(), codes.columns.get(), dx, dw);
       if (wants_db) {
         db = codes.column_sums.defined() ? codes.column_sums.to(*context.bias_dtype)
              : plain_sums                ? rows.sum(0, /*keepdim=*/false, *context.bias_dtype)
                                          : bias_gradient(rows, *context.bias_dtype);
       }
+      if (wants_dw) {
+        const bool may_add = codes.columns && !second_order && !context.observer;
+        const bool added = may_add && add_to_gradient(Context::kWeightEdge, [&](at::Tensor& sum) {
+          add_grad_weight(sum, *codes.columns, context, saved);
+        });
+        if (!added) dw = grad_weight(rows, codes.columns, context, saved);
+        if (context.gradients) ++*context.gradients;
+      } else {
+        context.take_x_transpose();
+      }
+      if (context.observer) context.observer->saw_backward(rows, codes.rows.get(), codes.columns.get(), dx, dw);
     }
     if (second_order) {
       for (auto* gradient : {&dx, &dw, &db}) {
@@ -219,10 +229,9 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 
   /// sum += dW in INT8.
   static void add_grad_weight(
-      at::Tensor sum, const Operand& dy, Context& context, const torch::autograd::variable_list& saved) {
+      at::Tensor& sum, const Operand& dy, Context& context, const torch::autograd::variable_list& saved) {
     const auto x = transposed_x(context, saved);
     ops::add_scaled_mm_(sum, dy.data(), x->data(), dy.scales(), x->scales());
-    torch::autograd::impl::bump_version(sum);
   }
 
   static CodesSource source_of(const Context& context, const torch::autograd::variable_list& saved) {
@@ -239,7 +248,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
 
   static constexpr std::size_t kBiasArgument = 2;  ///< of forward(), ctx aside
   static std::shared_ptr<Operand> transposed_x(Context& context, const torch::autograd::variable_list& saved) {
-    auto shared = context.x_transpose.exchange(nullptr);
+    auto shared = context.take_x_transpose();
     if (!shared) shared = std::make_shared<Transpose>();  // this backward has been here before
     return shared->get([&] { return saved_x(context, saved); });
   }

@@ -83,8 +83,8 @@ inline at::Tensor scaled_mm(
       a, b, detail::present(a_scales), detail::present(b_scales), detail::present(bias), out_dtype);
 }
 
-/// self [M,N] += scaled_mm(a, b, a_scales, b_scales) in fp32, rounded once to self's dtype, which is floating: how a gradient
-/// is accumulated. On CUDA in the epilogue of the product, where self is contiguous.
+/// self [M,N] += scaled_mm(a, b, a_scales, b_scales), the sum rounded from fp32 to self's dtype, which is floating: how a gradient
+/// is accumulated. On CUDA in the epilogue of the product, where self is contiguous and there is a kernel for the size, else after it.
 inline void add_scaled_mm_(
     at::Tensor& self, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales = {},
     const std::optional<at::Tensor>& b_scales = {}) {

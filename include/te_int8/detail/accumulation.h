@@ -1,16 +1,19 @@
 // Accumulation into a gradient that exists, in the product that makes what is added.
 #pragma once
 
-#include <torch/csrc/autograd/edge.h>
+#include <cstddef>
+#include <functional>
+
 #include <torch/types.h>
 
 #include <te_int8/config.h>
 
 namespace te_int8::inline v0::detail {
 
-/// In a backward of first order: the gradient that LibTorch's accumulator at the end of `edge` is to add to, where it would
-/// do that and nothing else, so that the backward may add to it itself and send nothing: on a GPU, on its stream, with
-/// nobody's hook in between, and not for torch::autograd::grad. Undefined otherwise.
-TE_INT8_API at::Tensor gradient_to_add_to(const torch::autograd::Edge& edge);
+/// In a backward of first order, in the place of LibTorch's accumulator at the end of the current node's `edge`: calls `add` with
+/// the gradient of its leaf. False, and nothing is done, unless that is all that the accumulator would do, and nobody could tell:
+/// there is a gradient, on a GPU, on whose stream this is; this backward is to leave its gradients in leaves (not
+/// torch::autograd::grad); no hook waits for the new gradient; LibTorch does not look for NaN.
+TE_INT8_API bool add_to_gradient(std::size_t edge, const std::function<void(at::Tensor& gradient)>& add);
 
 }  // namespace te_int8::inline v0::detail

@@ -109,7 +109,7 @@ struct CodesSource {
     }
     return true;
   }
-  /// The same bits again; of a function of codes, those of its values.
+  /// The same bits again; of a function of x held as codes, those of its values with the scales that x gave, saturated.
   TE_INT8_API ops::Codes make() const;
   /// What those codes stand for, in the activation's dtype.
   TE_INT8_API at::Tensor make_values() const;
@@ -257,8 +257,9 @@ std::shared_ptr<Operand> Transpose::get(const F& operand) {
   const std::lock_guard lock(mutex_);
   if (!codes_ || !made_at_->usable_now()) {
     const auto& from = operand();
-    codes_ = from.make_transposed();
-    made_at_.emplace(codes_->data().device());
+    auto codes = from.make_transposed();
+    made_at_.emplace(codes->data().device());
+    codes_ = std::move(codes);
   }
   made_at_->wait({codes_->data(), codes_->scales()});
   return codes_;
