@@ -246,13 +246,13 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return Operand(codes, scales, OperandForm::RowCodes);
   }
 
-  static constexpr std::size_t kBiasArgument = 2;  ///< of forward(), ctx aside
   static std::shared_ptr<Operand> transposed_x(Context& context, const torch::autograd::variable_list& saved) {
     auto shared = context.take_x_transpose();
     if (!shared) shared = std::make_shared<Transpose>();  // this backward has been here before
     return shared->get([&] { return saved_x(context, saved); });
   }
 
+  static constexpr std::size_t kBiasArgument = 2;  ///< of forward(), ctx aside
   /// Where X begins among the saved tensors; before it W, data and scales.
   static constexpr std::ptrdiff_t kSavedX = 2;
 };
