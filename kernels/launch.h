@@ -1,8 +1,12 @@
 // How the kernels' callers choose a template instance.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
 #include "types.h"
 
@@ -27,6 +31,15 @@ cudaError_t with_type(Type type, const F& f) {
 template <typename F>
 cudaError_t with_bool(bool condition, const F& f) {
   return condition ? f(std::true_type()) : f(std::false_type());
+}
+
+/// As many blocks as run at a time on `sms` multiprocessors, if there is work for them.
+template <typename Kernel>
+cudaError_t blocks_at_a_time(Kernel kernel, int threads, int sms, int64_t wanted, unsigned& blocks) {
+  int on_each = 0;
+  const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&on_each, kernel, threads, 0);
+  blocks = static_cast<unsigned>(std::min<int64_t>(wanted, int64_t{sms} * on_each));
+  return error;
 }
 
 }  // namespace te_int8::kernels

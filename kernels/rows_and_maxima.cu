@@ -1,8 +1,6 @@
 // Codes by row, and on the way the maxima of the columns.
 #include "rows_and_maxima.h"
 
-#include <algorithm>
-
 #include "launch.h"
 #include "numbers.cuh"
 #include "piece.cuh"
@@ -82,10 +80,10 @@ cudaError_t quantize_rows_finding_maxima(
   return with_type(type, [&](auto t) {
     using T = decltype(t);
     const auto launch = [&](auto kernel) {
-      int blocks = 0;
-      const auto error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kRowThreads, 0);
+      unsigned blocks = 0;
+      const auto error = blocks_at_a_time(kernel, kRowThreads, sms, rows, blocks);
       if (error != cudaSuccess) return error;
-      kernel<<<static_cast<unsigned>(std::min<int64_t>(rows, int64_t{sms} * blocks)), kRowThreads, 0, stream>>>(
+      kernel<<<blocks, kRowThreads, 0, stream>>>(
           static_cast<const T*>(x), rows, width, codes, scales, column_amax);
       return cudaGetLastError();
     };
