@@ -22,6 +22,7 @@ GROUPS = [
     (r"nvjet|cublas|gemm", "product in bf16"),
     (r"sdpa|flash|compute_dot_do_o|convert_dq", "attention"),
     (r"te_int8::.*?(activate_rows|activate_pieces)", "GELU with codes, and codes made again"),
+    (r"te_int8::.*?(gradients_by_parts)", "GELU's backward with codes of dy"),
     (r"te_int8::.*?(normalize_rows)", "codes of LayerNorm"),
     (r"te_int8::.*?(rows_and_maxima|codes_by_tiles|sums_by_tiles|sums_of_tiles)", "codes of dy by row and by column, sums for the bias"),
     (r"te_int8::.*?(quantize_by_tiles)", "codes by column of x and W"),

@@ -9,15 +9,23 @@
 namespace te_int8::kernels {
 namespace {
 
+/// How many blocks of 1,024 threads, each with a table, a multiprocessor is to have room for. Before sm_90 extremes of two values
+/// in a word take more registers than that leaves.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kTableBlocks = 1;
+#else
+constexpr int kTableBlocks = 2;
+#endif
+
 /// A block that has a table takes several rows, or groups of rows, one after the other. What hides the latency of memory and of
-/// the table is as many threads as there is room for: 32 registers each.
+/// the table is as many threads as there is room for.
 template <typename T, int kPieces, Activation kActivation>
 __global__ void __launch_bounds__(
     kLooksUp<T, kActivation> ? kMaxRowThreads : kMostThreads<T, kPieces>,
-    kLooksUp<T, kActivation> && kPieces == 1 ? 2 : 1) activate_rows(
+    kLooksUp<T, kActivation> && kPieces == 1 ? kTableBlocks : 1) activate_rows(
     const T* __restrict__ x, int64_t rows, int64_t width, const Made made) {
-  [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, Table<kActivation>, char> table;
-  const auto activate = [&](int64_t first_row, const Table<kActivation>* by) {
+  [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, ValueTable<kActivation>, char> table;
+  const auto activate = [&](int64_t first_row, const ValueTable<kActivation>* by) {
     Part<T, kPieces> part(rows, width, first_row);
     part.load(x);
     activate_values<T, kActivation>(part, by);
@@ -42,8 +50,8 @@ constexpr int kPieceThreads = 512;
 template <typename T, Activation kActivation, bool kCodes, typename From>
 __global__ void __launch_bounds__(kPieceThreads, 3) activate_pieces(
     const From x, int64_t rows, unsigned pieces_a_row, const Made made) {
-  [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, Table<kActivation>, char> table;
-  const Table<kActivation>* by = nullptr;
+  [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, ValueTable<kActivation>, char> table;
+  const ValueTable<kActivation>* by = nullptr;
   if constexpr (kLooksUp<T, kActivation>) {
     table.make();
     by = &table;
@@ -51,8 +59,7 @@ __global__ void __launch_bounds__(kPieceThreads, 3) activate_pieces(
   const int64_t count = rows * pieces_a_row, step = static_cast<int64_t>(gridDim.x) * kPieceThreads;
   for (int64_t number = static_cast<int64_t>(blockIdx.x) * kPieceThreads + threadIdx.x; number < count; number += step) {
     const int64_t row = count <= UINT32_MAX ? static_cast<unsigned>(number) / pieces_a_row : number / pieces_a_row;
-    Piece<T, true> piece;
-    x.load(piece, number, row);
+    auto piece = x.values(x.fetch(number, row));
     const Step known{made.scales[row], made.inverses[row]};
     activate_values<T, kActivation>(piece, by);
     if constexpr (!From::kExact) {  // f may be larger at what the codes stand for: no code is beyond 127

@@ -2,6 +2,9 @@
 // bit.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "types.h"
 
 namespace te_int8::kernels {
@@ -39,6 +42,33 @@ cudaError_t activate_again(
 cudaError_t activate_codes_again(
     Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, int sms,
     const Made& made, cudaStream_t stream);
+
+/// dy and x [rows, width] of bf16, of a function f.
+struct ActivationGradient {
+  Activation f;
+  const void* x;  ///< of Relu y; null: float(code) * scale of x_codes [rows, width] and x_scales [rows], rounded to bf16
+  const int8_t* x_codes;
+  const float* x_scales;
+  void* dy;  ///< becomes dx = dy f'(x) as LibTorch computes it, bit for bit
+  int64_t rows, width;
+  int8_t* codes;  ///< what quantize_rows makes of dx: [rows, width]
+  float* scales;  ///< [rows]
+};
+
+/// Whether the functions below, which take bf16 in rows of up to 16,384 values of whole 16 bytes, are worth it on a GPU of `sms`
+/// multiprocessors: from 4,096 values on, and with so many rows that at least half of the GPU has work.
+bool fits_activation_gradient(Type type, int64_t rows, int64_t width, int sms);
+
+/// Bytes that activation_gradient needs.
+std::size_t activation_gradient_workspace(int64_t rows, int64_t width);
+
+/// dx, its codes by row and, unless `sums` is null, column_sums(dx) [width], bit for bit.
+cudaError_t activation_gradient(
+    const ActivationGradient& gradient, int sms, void* workspace, float* sums, cudaStream_t stream);
+
+/// dx, its codes by row and the bits of max |dx| of each column [width]; see quantize_columns_with_maxima.
+cudaError_t activation_gradient_finding_maxima(
+    const ActivationGradient& gradient, int sms, uint32_t* column_amax, cudaStream_t stream);
 
 /// What a layer normalization was given and found out.
 struct LayerNorm {

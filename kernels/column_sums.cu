@@ -1,4 +1,4 @@
-// Sums of columns, in an order that is always the same: of a tile's rows, then of the tiles.
+// Sums of columns, in an order that is always the same: of a part's rows, of a tile's parts, then of the tiles.
 #include "column_sums.h"
 #include "quantize.h"
 #include "tiles.cuh"
@@ -16,17 +16,28 @@ __global__ void __launch_bounds__(kThreads) sums_by_tiles(const Source<T> x, uns
   sums_of_tile(quad, left, x.columns, sums + tile * x.columns);
 }
 
-/// Their sums. A block takes 32 columns.
+/// The sums of tiles that come in kParts parts each. A block takes 32 columns.
+template <int kParts>
 __global__ void __launch_bounds__(kThreads) sums_of_tiles(
-    const float* __restrict__ of_tile, int64_t tiles, int64_t columns, float* __restrict__ sums) {
+    const float* __restrict__ of_part, int64_t parts, int64_t columns, float* __restrict__ sums) {
   constexpr int kGroups = kThreads / 32;
   __shared__ float of_group[kGroups][32];
   const int lane = static_cast<int>(threadIdx.x % 32), group = static_cast<int>(threadIdx.x / 32);
   const int64_t column = static_cast<int64_t>(blockIdx.x) * 32 + lane;
   float sum = 0;
   if (column < columns) {
-#pragma unroll 4
-    for (int64_t tile = group; tile < tiles; tile += kGroups) sum += of_tile[tile * columns + column];
+#pragma unroll (kParts == 1 ? 4 : 2)
+    for (int64_t first = group * kParts; first < parts; first += kGroups * kParts) {
+      float found[kParts];  // on their way together
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        found[part] = first + part < parts ? of_part[(first + part) * columns + column] : 0.0F;
+      }
+      float of_tile = 0;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) of_tile += found[part];
+      sum += of_tile;
+    }
   }
   of_group[group][lane] = sum;
   __syncthreads();
@@ -36,13 +47,22 @@ __global__ void __launch_bounds__(kThreads) sums_of_tiles(
   sums[column] = sum;
 }
 
+template <int kParts>
+cudaError_t add_up(const float* of_part, int64_t rows, int64_t columns, float* sums, cudaStream_t stream) {
+  if (columns == 0) return cudaSuccess;
+  sums_of_tiles<kParts><<<static_cast<unsigned>(ceil_div(columns, 32)), kThreads, 0, stream>>>(
+      of_part, ceil_div(rows, kTileRows / kParts), columns, sums);
+  return cudaGetLastError();
+}
+
 }  // namespace
 
 cudaError_t add_up_tiles(const float* of_tile, int64_t rows, int64_t columns, float* sums, cudaStream_t stream) {
-  if (columns == 0) return cudaSuccess;
-  sums_of_tiles<<<static_cast<unsigned>(ceil_div(columns, 32)), kThreads, 0, stream>>>(
-      of_tile, ceil_div(rows, kTileRows), columns, sums);
-  return cudaGetLastError();
+  return add_up<1>(of_tile, rows, columns, sums, stream);
+}
+
+cudaError_t add_up_parts(const float* of_part, int64_t rows, int64_t columns, float* sums, cudaStream_t stream) {
+  return add_up<kTileRows / kPartRows>(of_part, rows, columns, sums, stream);
 }
 
 std::size_t column_sums_workspace(int64_t rows, int64_t columns) {

@@ -39,12 +39,6 @@ __device__ inline uint32_t pack(uint32_t a, uint32_t b, uint32_t c, uint32_t d, 
   return inverse == 0.0F ? 0U : codes;
 }
 
-/// What the code of x stands for.
-__device__ inline float value_of_its_code(float value, Step step) {
-  const float code = __fadd_rn(__uint_as_float(code_of(value, step.inverse)), -12582912.0F);
-  return __fmul_rn(step.inverse == 0.0F ? 0.0F : code, step.scale);
-}
-
 /// The i-th value of 16 bytes that hold values of type T.
 template <typename T>
 __device__ inline float value_of(const uint4& words, int i);

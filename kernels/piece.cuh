@@ -10,6 +10,30 @@ namespace te_int8::kernels {
 
 constexpr int kPiece = 16;
 
+/// What the code of x stands for.
+__device__ inline float value_of_its_code(float value, Step step) {
+  const float code = __fadd_rn(__uint_as_float(code_of(value, step.inverse)), -12582912.0F);
+  return __fmul_rn(step.inverse == 0.0F ? 0.0F : code, step.scale);
+}
+
+/// A word that holds these values, rounded to T.
+template <typename T>
+__device__ inline uint32_t word_of_values(float low, float high);
+template <>
+__device__ inline uint32_t word_of_values<__nv_bfloat16>(float low, float high) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+  uint32_t word = 0;
+  memcpy(&word, &two, sizeof(word));
+  return word;
+}
+template <>
+__device__ inline uint32_t word_of_values<__half>(float low, float high) {
+  const __half2 two = __floats2half2_rn(low, high);
+  uint32_t word = 0;
+  memcpy(&word, &two, sizeof(word));
+  return word;
+}
+
 /// The 16 values of one thread, of a run of 16 * `threads` values that begins at x: consecutive ones where
 /// memory is aligned, else every `threads`-th, so that neighbours read neighbours.
 template <typename T, bool kAligned>
@@ -54,7 +78,7 @@ class Piece {
     if constexpr (kAligned && sizeof(T) == 2) {
       uint32_t two = 0;
 #pragma unroll
-      for (int i = 0; i < 4 * kWords; ++i) two = __vmaxu2(two, word_of(held_[i / 4], i % 4) & 0x7fff7fffU);
+      for (int i = 0; i < 4 * kWords; ++i) two = __vmaxu2(two, word(i) & 0x7fff7fffU);
       const uint4 words = make_uint4(two, 0, 0, 0);
       return max(magnitude(value_of<T>(words, 0)), magnitude(value_of<T>(words, 1)));
     } else {
@@ -64,20 +88,38 @@ class Piece {
       return result;
     }
   }
+  /// The smallest magnitude of a bf16 that is not zero, likewise; without any, more than all.
+  __device__ uint32_t least_but_zero() const {
+    static_assert(kAligned && std::is_same_v<T, __nv_bfloat16>);
+    constexpr uint32_t kSigns = 0x80008000U;
+    uint32_t two = 0xffffffffU;  // of each magnitude less 1, so that zeros are the largest
+#pragma unroll
+    for (int i = 0; i < 4 * kWords; ++i) two = __vminu2(two, ((word(i) | kSigns) - 0x00010001U) ^ kSigns);
+    return (min(min(two & 0xffffU, two >> 16), 0x7fffU) + 1) << 16;
+  }
 
   /// Each value becomes f(value, i), rounded to T.
   template <typename F>
   __device__ void map(const F& f) {
+    map_words([&](uint32_t, int i) {
+      if constexpr (sizeof(T) == 4) {
+        return __float_as_uint(f(value(i), i));
+      } else {
+        return word_of_values<T>(f(value(2 * i), 2 * i), f(value(2 * i + 1), 2 * i + 1));
+      }
+    });
+  }
+  /// Each word of one or two values becomes f(word, i).
+  template <typename F>
+  __device__ void map_words(const F& f) {
     static_assert(kAligned);
-    constexpr int kInWords = kPiece / kWords;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      T values[kInWords];
-#pragma unroll
-      for (int i = 0; i < kInWords; ++i) values[i] = static_cast<T>(f(value(w * kInWords + i), w * kInWords + i));
-      memcpy(&held_[w], values, sizeof(values));
+      held_[w] = make_uint4(
+          f(held_[w].x, 4 * w), f(held_[w].y, 4 * w + 1), f(held_[w].z, 4 * w + 2), f(held_[w].w, 4 * w + 3));
     }
   }
+  __device__ uint32_t word(int i) const { return word_of(held_[i / 4], i % 4); }
 
   __device__ void store_values(T* to, int64_t count, int thread) const {
     static_assert(kAligned);

@@ -233,35 +233,38 @@ std::size_t quantize_rows_and_columns_workspace(int64_t rows, int64_t columns, b
   return quantize_columns_workspace(columns) + (with_sums ? column_sums_workspace(rows, columns) : 0);
 }
 
-cudaError_t quantize_rows_and_columns(
-    Type type, const void* values, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
-    int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream) {
-  auto* amax = static_cast<uint32_t*>(workspace);
-  auto* of_tile = static_cast<float*>(workspace) + columns;
-  const auto made = with_type(type, [&](auto t) {
+cudaError_t quantize_columns_with_maxima(
+    Type type, const void* values, int64_t rows, int64_t columns, const uint32_t* amax, void* workspace, int8_t* codes_t,
+    float* scales_t, float* sums, cudaStream_t stream) {
+  auto* of_tile = static_cast<float*>(workspace);
+  const auto error = with_type(type, [&](auto t) {
     using T = decltype(t);
     const Source<T> x{static_cast<const T*>(values), rows, columns};
     const Grid grid(x);
-    const auto blocks = grid.tiles * grid.strips;
-    if (fits_rows_and_maxima(type, values, rows, columns, codes)) {
-      auto error = cudaMemsetAsync(amax, 0, quantize_columns_workspace(columns), stream);
-      if (error == cudaSuccess) {
-        error = quantize_rows_finding_maxima(type, values, rows, columns, sms, codes, scales, amax, stream);
-      }
-      if (error != cudaSuccess) return error;
-      return with_bool(sums != nullptr, [&](auto with_sums) {
-        codes_by_tiles<T, decltype(with_sums)::value>
-            <<<blocks, kThreads, 0, stream>>>(x, grid.strips, amax, codes_t, scales_t, of_tile);
-        return cudaGetLastError();
-      });
-    }
-    const auto error = quantize_rows(type, values, rows, columns, codes, scales, stream);
-    return error != cudaSuccess ? error : launch(x, workspace, codes_t, scales_t, stream);
+    return with_bool(sums != nullptr, [&](auto with_sums) {
+      codes_by_tiles<T, decltype(with_sums)::value>
+          <<<grid.tiles * grid.strips, kThreads, 0, stream>>>(x, grid.strips, amax, codes_t, scales_t, of_tile);
+      return cudaGetLastError();
+    });
   });
-  if (made != cudaSuccess || sums == nullptr) return made;
-  return fits_rows_and_maxima(type, values, rows, columns, codes)
-             ? add_up_tiles(of_tile, rows, columns, sums, stream)
-             : column_sums(type, values, rows, columns, of_tile, sums, stream);
+  return error != cudaSuccess || sums == nullptr ? error : add_up_tiles(of_tile, rows, columns, sums, stream);
+}
+
+cudaError_t quantize_rows_and_columns(
+    Type type, const void* x, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
+    int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream) {
+  auto* amax = static_cast<uint32_t*>(workspace);
+  void* for_sums = amax + columns;
+  if (fits_rows_and_maxima(type, x, rows, columns, codes)) {
+    auto error = cudaMemsetAsync(amax, 0, quantize_columns_workspace(columns), stream);
+    if (error == cudaSuccess) error = quantize_rows_finding_maxima(type, x, rows, columns, sms, codes, scales, amax, stream);
+    return error != cudaSuccess ? error
+                                : quantize_columns_with_maxima(
+                                      type, x, rows, columns, amax, for_sums, codes_t, scales_t, sums, stream);
+  }
+  auto error = quantize_rows(type, x, rows, columns, codes, scales, stream);
+  if (error == cudaSuccess) error = quantize_columns(type, x, rows, columns, workspace, codes_t, scales_t, stream);
+  return error != cudaSuccess || sums == nullptr ? error : column_sums(type, x, rows, columns, for_sums, sums, stream);
 }
 
 cudaError_t requantize_columns(

@@ -34,6 +34,11 @@ class Part {
       pieces_[p].map([&](float value, int i) { return f(value, i, p); });
     }
   }
+  template <typename F>
+  __device__ void map_words(const F& f) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) pieces_[p].map_words(f);
+  }
   __device__ void store(T* y) const {
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) pieces_[p].store_values(y + row() * width_ + begin(p), left(p), threadIdx.x);
@@ -59,6 +64,12 @@ class Part {
     uint32_t result = 0;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) result = max(result, pieces_[p].amax());
+    return result;
+  }
+  __device__ uint32_t least_but_zero() const {
+    uint32_t result = pieces_[0].least_but_zero();
+#pragma unroll
+    for (int p = 1; p < kPieces; ++p) result = min(result, pieces_[p].least_but_zero());
     return result;
   }
   __device__ Step step_of_row() const { return step_of(amax_of_row(amax())); }

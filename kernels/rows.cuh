@@ -60,4 +60,24 @@ __device__ inline uint32_t amax_of_row(uint32_t amax) {
   return amax;
 }
 
+/// What a warp has of its pieces, in order.
+using Turned = uint32_t[32][kPiece + 1];
+
+/// Raises the maxima of a warp's columns, from column `first` on, to what its threads have found (Piece::raise): turned, so that
+/// neighbours go to neighbours.
+template <typename T, int kWords>
+__device__ void raise_columns(
+    const uint32_t (&maxima)[kWords], Turned& turned, int64_t first, int64_t columns, uint32_t* column_amax) {
+  constexpr int kInWord = kPiece / kWords;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int i = 0; i < kPiece; ++i) {
+    turned[lane][i] = magnitude(value_of<T>(make_uint4(maxima[i / kInWord], 0, 0, 0), i % kInWord));
+  }
+  __syncwarp();
+  for (int i = lane; i < 32 * kPiece; i += 32) {
+    if (first + i < columns) atomicMax(column_amax + first + i, turned[i / kPiece][i % kPiece]);
+  }
+}
+
 }  // namespace te_int8::kernels

@@ -3,7 +3,7 @@
 
 #include "launch.h"
 #include "numbers.cuh"
-#include "piece.cuh"
+#include "rows.cuh"
 
 namespace te_int8::kernels {
 namespace {
@@ -16,9 +16,9 @@ template <typename T, int kPieces>
 __global__ void __launch_bounds__(kRowThreads) rows_and_maxima(
     const T* __restrict__ x, int64_t rows, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales,
     uint32_t* __restrict__ column_amax) {
-  constexpr int kWords = kPiece * static_cast<int>(sizeof(T)) / 4, kInWord = kPiece / kWords, kWarps = kRowThreads / 32;
+  constexpr int kWords = kPiece * static_cast<int>(sizeof(T)) / 4, kWarps = kRowThreads / 32;
   __shared__ uint32_t of_warp[2][kWarps];  // of this row and the next, so that one barrier a row is enough
-  __shared__ uint32_t turned[kWarps][32][kPiece + 1];
+  __shared__ Turned turned[kWarps];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const auto begin = [&](int piece) { return static_cast<int64_t>(piece) * kRowThreads * kPiece; };
   uint32_t maxima[kPieces][kWords] = {};
@@ -51,17 +51,9 @@ __global__ void __launch_bounds__(kRowThreads) rows_and_maxima(
     if (thread == 0) scales[row] = step.scale;
   }
 #pragma unroll
-  for (int p = 0; p < kPieces; ++p) {  // turned, so that the atomics of a warp go to neighbours
+  for (int p = 0; p < kPieces; ++p) {
     __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kPiece; ++i) {
-      turned[warp][lane][i] = magnitude(value_of<T>(make_uint4(maxima[p][i / kInWord], 0, 0, 0), i % kInWord));
-    }
-    __syncwarp();
-    for (int i = lane; i < 32 * kPiece; i += 32) {
-      const int64_t column = begin(p) + static_cast<int64_t>(warp) * 32 * kPiece + i;
-      if (column < width) atomicMax(column_amax + column, turned[warp][i / kPiece][i % kPiece]);
-    }
+    raise_columns<T>(maxima[p], turned[warp], begin(p) + static_cast<int64_t>(warp) * 32 * kPiece, width, column_amax);
   }
 }
 

@@ -99,23 +99,57 @@ __device__ int share_out(V (&of_lane)[kWords], const Combine& combine) {
   return (second_half ? kHalf : 0) + (second_quarter ? kQuarter : 0);
 }
 
+/// How many rows column_sums adds up one after the other, in what becomes a part of a tile's sum.
+constexpr int kPartRows = 16;
+
+/// Word `index` of each row that a warp has in the columns of this lane, where `index` is the lane's number among the four
+/// with these columns.
+template <typename T>
+__device__ void share_rows(const Quad<T>& quad, uint32_t (&rows)[kPartRows]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const bool second_half = (lane & 16) != 0, second_quarter = (lane & 8) != 0;
+  uint32_t half[2][8];
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t low = word_of(quad.words[i], j), high = word_of(quad.words[i], j + 2);
+      const uint32_t kept = second_half ? high : low, got = __shfl_xor_sync(0xffffffffU, second_half ? low : high, 16);
+      half[j][i] = second_half ? got : kept;
+      half[j][i + 4] = second_half ? kept : got;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t kept = second_quarter ? half[1][i] : half[0][i];
+    const uint32_t got = __shfl_xor_sync(0xffffffffU, second_quarter ? half[0][i] : half[1][i], 8);
+    const int row = i % 4 + i / 4 * 8;
+    rows[row] = second_quarter ? got : kept;
+    rows[row + 4] = second_quarter ? kept : got;
+  }
+}
+
 /// The sums of a tile's columns, of which `to` takes those that there are.
 template <typename T>
 __device__ void sums_of_tile(const Quad<T>& quad, int64_t left, int64_t columns, float* to) {
-  __shared__ float of_warp[kThreads / 32][kTileColumns<T>];
+  constexpr int kInWord = kValues<T> / 4;
+  __shared__ float of_part[kThreads / 32][kTileColumns<T>];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  float sums[kValues<T>];
+  uint32_t rows[kPartRows];
+  share_rows(quad, rows);
 #pragma unroll
-  for (int j = 0; j < kValues<T>; ++j) sums[j] = (quad.value(0, j) + quad.value(1, j)) + (quad.value(2, j) + quad.value(3, j));
-  const int first = share_out(sums, [](float a, float b) { return a + b; });
+  for (int j = 0; j < kInWord; ++j) {
+    float sum = 0;
 #pragma unroll
-  for (int j = 0; j < kValues<T> / 4; ++j) of_warp[warp][lane % 8 * kValues<T> + first + j] = sums[j];
+    for (int i = 0; i < kPartRows; ++i) sum += value_of<T>(make_uint4(rows[i], 0, 0, 0), j);
+    of_part[warp][lane % 8 * kValues<T> + lane / 8 * kInWord + j] = sum;
+  }
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
   if (i >= kTileColumns<T> || left + i >= columns) return;
   float sum = 0;
 #pragma unroll
-  for (int w = 0; w < kThreads / 32; ++w) sum += of_warp[w][i];
+  for (int w = 0; w < kThreads / 32; ++w) sum += of_part[w][i];
   to[left + i] = sum;
 }
 

@@ -1,27 +1,44 @@
-// Where the values come from that a function was given.
+// Where the values come from that a function was given: `fetch` begins to read a piece, `values` makes it of what was read.
 #pragma once
 
 #include "piece.cuh"
 
 namespace te_int8::kernels {
 
-/// Where x comes from when codes are made again.
+/// x itself.
 template <typename T>
 struct Values {
-  static constexpr bool kExact = true;  ///< what the scales were found from
+  static constexpr bool kExact = true;  ///< what scales were found from
+  using Fetched = Piece<T, true>;
   const T* x;
-  __device__ void load(Piece<T, true>& piece, int64_t number, int64_t /*row*/) const { piece.load(x + number * kPiece, kPiece, 1, 0); }
+
+  __device__ Fetched fetch(int64_t piece, int64_t /*row*/) const {
+    Fetched fetched;
+    fetched.load(x + piece * kPiece, kPiece, 1, 0);
+    return fetched;
+  }
+  __device__ Piece<T, true> values(const Fetched& fetched) const { return fetched; }
 };
+
+/// What the codes of x stand for.
 template <typename T>
 struct ValuesOfCodes {
   static constexpr bool kExact = false;
+  struct Fetched {
+    uint4 codes;
+    float scale;
+  };
   const int8_t* codes;
   const float* scales;
   uint32_t code_exponent;
-  __device__ void load(Piece<T, true>& piece, int64_t number, int64_t row) const {
-    const uint4 words = reinterpret_cast<const uint4*>(codes)[number];
-    const float scale = scales[row];
-    piece.map([&](float, int i) { return __fmul_rn(value_of_code(words, i, code_exponent), scale); });
+
+  __device__ Fetched fetch(int64_t piece, int64_t row) const {
+    return {reinterpret_cast<const uint4*>(codes)[piece], scales[row]};
+  }
+  __device__ Piece<T, true> values(const Fetched& fetched) const {
+    Piece<T, true> piece;
+    piece.map([&](float, int i) { return __fmul_rn(value_of_code(fetched.codes, i, code_exponent), fetched.scale); });
+    return piece;
   }
 };
 

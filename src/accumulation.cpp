@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include <te_int8/detail/gradient_codes.h>
 #include <te_int8/detail/weight_codes.h>
 
 namespace te_int8::inline v0::detail {
@@ -34,6 +35,18 @@ bool may_be_added_to(const at::Tensor& gradient, const at::Tensor& leaf) {
 }
 
 }  // namespace
+
+LastGradient& LastGradient::of_thread() {
+  static thread_local LastGradient last;
+  return last;
+}
+
+bool will_run(const torch::autograd::Node& node) {
+  const auto* wanted = torch::autograd::get_current_graph_task_exec_info();
+  if (wanted == nullptr || wanted->empty()) return true;
+  const auto found = wanted->find(const_cast<torch::autograd::Node*>(&node));
+  return found != wanted->end() && found->second.needed_;
+}
 
 bool add_to_gradient(std::size_t edge, const std::function<void(at::Tensor& gradient)>& add) {
   auto& maker = *torch::autograd::get_current_node();

@@ -2,8 +2,12 @@
 // what autograd holds anyway.
 #pragma once
 
+#include <optional>
+#include <vector>
+
 #include <torch/types.h>
 
+#include <te_int8/detail/gradient_codes.h>
 #include <te_int8/detail/operand.h>
 
 namespace te_int8::inline v0::detail {
@@ -18,5 +22,11 @@ struct Activated {
   at::Tensor inverses;  ///< of the scales: what values are multiplied by
 };
 Activated activate(CodesSource::Kind f, const at::Tensor& x);
+
+/// dx = dy f'(x) as LibTorch computes it, bit for bit, written over dy, and of it what the kernel finds on its way: codes by row,
+/// and the maxima of the columns where codes by column are wanted, else their sums where those are. `held` is x, of Relu y, or
+/// the codes of x by row and their scales. None, and dy is as before, where no kernel takes it.
+std::optional<CodesOfGradient> differentiate(
+    CodesSource::Kind f, const at::Tensor& dy, const std::vector<at::Tensor>& held, const WantedCodes& wanted);
 
 }  // namespace te_int8::inline v0::detail

@@ -7,6 +7,9 @@
 //
 // Codes that come this way can be had again from what the operation's own backward holds anyway. So a quantized layer does
 // not hold them for its backward, but makes them again (CodesSource): a pass over memory, for half of what is held.
+//
+// In the backward it is the function whose kernel makes what the layer before it reads next, and leaves the codes of that
+// likewise (gradient_codes.h).
 #include "producers.h"
 
 #include <string_view>
@@ -72,6 +75,24 @@ Tensor gradient_of_function(Kind f, const Tensor& dy, const Tensor& x, bool may_
   TORCH_INTERNAL_ASSERT(false, "not a function of single values");
 }
 
+/// The same, written over dy, with the codes that the quantized layer behind the current node is about to make of it.
+/// Undefined where there is no such layer, or somebody else may have hold of dy.
+Tensor gradient_leaving_codes(Kind f, const Tensor& dy, const std::vector<Tensor>& held) {
+  auto& node = *torch::autograd::get_current_node();
+  if (at::GradMode::is_enabled() || has_hooks_before(node) || !node.post_hooks().empty()) return {};
+  if (!LastGradient::of_thread().is_of(dy, node)) return {};
+  auto* layer = node.next_edge(0).function.get();
+  const auto wanted = LinearFunction::wanted_codes(layer, dy.scalar_type());
+  if (!wanted) return {};
+  const BackendScope same_backend(wanted->backend);
+  const PlainTensorOps plain;
+  auto codes = differentiate(f, dy, held, *wanted);
+  if (!codes) return {};
+  torch::autograd::impl::bump_version(dy);
+  LinearFunction::leave_codes(*layer, dy, std::move(*codes));
+  return dy;
+}
+
 class ActivationFunction : public torch::autograd::Function<ActivationFunction> {
   using AutogradContext = torch::autograd::AutogradContext;
 
@@ -84,10 +105,11 @@ class ActivationFunction : public torch::autograd::Function<ActivationFunction> 
     return made->activated.y;
   }
 
-  static torch::autograd::variable_list backward(AutogradContext* ctx, torch::autograd::variable_list gradients) {
+  static torch::autograd::variable_list backward(AutogradContext* ctx, const torch::autograd::variable_list& gradients) {
     const auto saved = ctx->get_saved_variables();
     if (!gradients[0].defined()) return {{}, {}, {}, {}};
     const auto f = static_cast<Kind>(ctx->saved_data.at("f").toInt());
+    if (auto dx = gradient_leaving_codes(f, gradients[0], saved); dx.defined()) return {dx, {}, {}, {}};
     const bool of_codes = saved.size() == 2;
     const auto x = of_codes ? ops::dequantize(saved[0], saved[1], ctx->saved_data.at("dtype").toScalarType()) : saved[0];
     const bool second_order = at::GradMode::is_enabled();

@@ -24,6 +24,15 @@ Activated activate(CodesSource::Kind /*f*/, const at::Tensor& /*x*/) {
   TORCH_INTERNAL_ASSERT(false, "fits_activations was not asked");
 }
 
+std::optional<CodesOfGradient> differentiate(
+    CodesSource::Kind /*f*/, const at::Tensor& /*dy*/, const std::vector<at::Tensor>& /*held*/, const WantedCodes& /*wanted*/) {
+  return std::nullopt;
+}
+
+Operand::Both complete_codes(const at::Tensor& /*dy*/, CodesOfGradient /*made*/, bool /*column_sums*/) {
+  TORCH_INTERNAL_ASSERT(false, "differentiate has found no maxima");
+}
+
 ops::Codes CodesSource::make() const { TORCH_INTERNAL_ASSERT(false, "fits_activations was not asked"); }
 
 at::Tensor CodesSource::make_values() const { TORCH_INTERNAL_ASSERT(false, "fits_activations was not asked"); }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/library.h>
 #include <torch/torch.h>
 
@@ -230,6 +231,13 @@ struct Warnings : c10::WarningHandler {
   std::vector<std::string> messages;
   c10::WarningUtils::WarningHandlerGuard guard{this};
 };
+
+/// What tensors take on the tests' device.
+inline int64_t bytes_in_use() {
+  const auto device = test_device();
+  const auto index = static_cast<c10::DeviceIndex>(std::max<int>(device.index(), 0));
+  return c10::getDeviceAllocator(device.type())->getDeviceStats(index).allocated_bytes[0].current;
+}
 
 /// The number of weights whose codes are held.
 inline std::size_t held_codes() { return te_int8::detail::WeightCodeCache::instance().size(); }

@@ -1,6 +1,4 @@
 // Operations that leave the codes of what they make: nobody can tell by the numbers, only by time and memory.
-#include <c10/core/CachingDeviceAllocator.h>
-
 #include "guard_support.h"
 
 using namespace te_int8_test;
@@ -51,12 +49,6 @@ std::vector<Tensor> step(nn::Module& model, const std::function<Tensor(const Ten
 
 /// The node that gives y, behind views of it.
 std::string maker_of(const Tensor& y) { return y.grad_fn()->name(); }
-
-int64_t bytes_in_use() {
-  const auto device = test_device();
-  const auto index = static_cast<c10::DeviceIndex>(std::max<int>(device.index(), 0));
-  return c10::getDeviceAllocator(device.type())->getDeviceStats(index).allocated_bytes[0].current;
-}
 
 }  // namespace
 

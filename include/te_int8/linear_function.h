@@ -24,6 +24,7 @@
 #include <torch/torch.h>
 
 #include <te_int8/detail/accumulation.h>
+#include <te_int8/detail/gradient_codes.h>
 #include <te_int8/detail/linear_call.h>
 
 namespace te_int8::inline v0::detail {
@@ -52,6 +53,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     std::weak_ptr<Operand> cached_weight;  ///< has the transposed codes for all backwards
     std::mutex mutex;
     std::shared_ptr<Transpose> x_transpose;  ///< for the backwards of all layers that read X; each takes it and lets go
+    std::optional<LeftCodes> left_codes;     ///< of the gradient that comes next
     Backend backend = current_backend();
     GradientCount gradients;
     std::weak_ptr<CodesInUse> activations;
@@ -64,6 +66,24 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     std::shared_ptr<Transpose> take_x_transpose() {
       const std::lock_guard lock(mutex);
       return std::exchange(x_transpose, nullptr);
+    }
+
+    void leave_codes(const at::Tensor& dy, CodesOfGradient codes) {
+      const std::lock_guard lock(mutex);
+      left_codes.emplace(dy, std::move(codes));
+    }
+    std::optional<LeftCodes> take_codes() {
+      const std::lock_guard lock(mutex);
+      return std::exchange(left_codes, std::nullopt);
+    }
+
+    /// What a backward that wants these gradients makes of dy. Sums are added up as LibTorch does, not here, where the forward is
+    /// LibTorch's or they are doubles.
+    WantedCodes wanted_codes(bool wants_dx, bool wants_dw, bool wants_db, at::ScalarType dy_dtype) const {
+      const bool plain_sums = config.output == Precision::Full || dy_dtype == at::kDouble;
+      return {
+          wants_dx && config.grad_input == Precision::Int8, wants_dw && config.grad_weight == Precision::Int8,
+          wants_db && !plain_sums, backend};
     }
 
     OperandForm x_form() const {
@@ -136,12 +156,30 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return true;
   }
 
+  /// The codes that the backward behind `node` will make of its gradient; none where that is no node of this class, this backward
+  /// does not come to it, or somebody may see or change the gradient on its way.
+  static std::optional<WantedCodes> wanted_codes(torch::autograd::Node* node, at::ScalarType dy_dtype) {
+    auto* ours = dynamic_cast<torch::autograd::CppNode<LinearFunction>*>(node);
+    if (ours == nullptr || has_hooks_before(*ours) || !will_run(*ours)) return std::nullopt;
+    const auto context = context_of(ours->ctx_);
+    const auto leads_on = [&](std::size_t edge) { return ours->should_compute_output(edge); };
+    return context->wanted_codes(
+        leads_on(Context::kInputEdge), context->weight_dtype && leads_on(Context::kWeightEdge),
+        context->bias_dtype && leads_on(context->bias_edge()), dy_dtype);
+  }
+  /// Leaves codes of dy there, in a node that wants some.
+  static void leave_codes(torch::autograd::Node& node, const at::Tensor& dy, CodesOfGradient codes) {
+    const auto& ours = dynamic_cast<torch::autograd::CppNode<LinearFunction>&>(node);
+    context_of(ours.ctx_)->leave_codes(dy, std::move(codes));
+  }
+
   static torch::autograd::variable_list backward(
       AutogradContext* ctx, torch::autograd::variable_list gradients) {
     const auto held = context_of(*ctx);
     Context& context = *held;
     const auto saved = ctx->get_saved_variables();
     const auto& dy = gradients[0];
+    auto left_codes = context.take_codes();
     if (!dy.defined()) return {{}, {}, {}, {}};
     const bool second_order = at::GradMode::is_enabled();
     if (const auto activations = context.activations.lock()) activations->drop_dead();
@@ -155,11 +193,9 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       const bool wants_dw = context.weight_dtype && ctx->needs_input_grad(Context::kWeightEdge);
       const auto rows = as_rows(dy);
       const bool wants_db = context.bias_dtype && ctx->needs_input_grad(context.bias_edge());
-      // As LibTorch adds up, where the forward is LibTorch's or the sums are doubles.
-      const bool plain_sums = context.config.output == Precision::Full || rows.scalar_type() == at::kDouble;
-      auto codes = codes_of(
-          rows, wants_dx && context.config.grad_input == Precision::Int8,
-          wants_dw && context.config.grad_weight == Precision::Int8, wants_db && !plain_sums);
+      const auto wanted = context.wanted_codes(wants_dx, wants_dw, wants_db, rows.scalar_type());
+      auto found = left_codes ? std::move(*left_codes).of(dy, wanted) : std::nullopt;
+      auto codes = found ? std::move(*found) : codes_of(rows, wanted);
       if (wants_dx) {
         auto sizes = dy.sym_sizes().vec();
         dx = grad_input(rows, codes.rows, context, saved[0], saved[1]);
@@ -169,8 +205,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       }
       if (wants_db) {
         db = codes.column_sums.defined() ? codes.column_sums.to(*context.bias_dtype)
-             : plain_sums                ? rows.sum(0, /*keepdim=*/false, *context.bias_dtype)
-                                         : bias_gradient(rows, *context.bias_dtype);
+             : wanted.column_sums        ? bias_gradient(rows, *context.bias_dtype)
+                                         : rows.sum(0, /*keepdim=*/false, *context.bias_dtype);
       }
       if (wants_dw) {
         const bool may_add = codes.columns && !second_order && !context.observer;
@@ -188,6 +224,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       for (auto* gradient : {&dx, &dw, &db}) {
         if (gradient->defined()) forbid_second_order(*gradient, dy, "linear");
       }
+    } else if (dx.defined()) {
+      LastGradient::of_thread().note(dx, *torch::autograd::get_current_node(), Context::kInputEdge);
     }
     return {dx, dw, db, {}};
   }
@@ -197,13 +235,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return c10::static_intrusive_pointer_cast<Context>(ctx.saved_data.at("linear").toCapsule());
   }
 
-  /// The codes of dy [R,N] that the backward's matmuls in INT8 reduce along N (dx) and along R (dW). Where both are made,
-  /// the sums for db come with them.
-  static Operand::Both codes_of(const at::Tensor& rows, bool by_row, bool by_column, bool sums) {
-    if (by_row && by_column) return Operand::make_both(rows, sums);
+  /// Codes of dy [R,N]: by row for dx, by column for dW. Where both are made, the sums for db come with them.
+  static Operand::Both codes_of(const at::Tensor& rows, const WantedCodes& wanted) {
+    if (wanted.by_row && wanted.by_column) return Operand::make_both(rows, wanted.column_sums);
     return {
-        by_row ? Operand::make(rows, OperandForm::RowCodes) : nullptr,
-        by_column ? Operand::make(rows, OperandForm::ColumnCodes) : nullptr, {}};
+        wanted.by_row ? Operand::make(rows, OperandForm::RowCodes) : nullptr,
+        wanted.by_column ? Operand::make(rows, OperandForm::ColumnCodes) : nullptr, {}};
   }
 
   /// dx = dy W^, [R,K], in INT8 where there are codes of dy.

@@ -1,5 +1,6 @@
 // Activations and their codes on CUDA tensors, by the kernels of kernels/activations.h.
 #include "../../kernels/activations.h"
+#include "../../kernels/quantize.h"
 
 #include <utility>
 
@@ -38,6 +39,13 @@ at::Tensor values_like(const at::Tensor& x, at::ScalarType dtype) { return at::e
 
 at::Tensor one_a_row(const at::Tensor& x) {
   return at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(at::kFloat));
+}
+
+/// Of values on a GPU, as the kernels take them.
+bool is_dense(const at::Tensor& x) {
+  constexpr uintptr_t kAlignment = 16;
+  return x.is_cuda() && cuda::is_plain(x) && x.dim() > 0 && x.numel() > 0 && x.is_contiguous() &&
+         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kAlignment == 0;
 }
 
 Results make_again(const CodesSource& source, bool codes) {
@@ -81,11 +89,8 @@ Results make_again(const CodesSource& source, bool codes) {
 
 bool fits_activations(const at::Tensor& x) {
   const auto type = x.scalar_type();
-  if (!x.is_cuda() || !cuda::is_plain(x)) return false;
   if (type != at::kFloat && type != at::kHalf && type != at::kBFloat16) return false;
-  if (x.dim() == 0 || x.numel() == 0 || !x.is_contiguous()) return false;
-  constexpr uintptr_t kAlignment = 16;
-  if (reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kAlignment != 0) return false;
+  if (!is_dense(x)) return false;
   const cuda::OnDeviceOf device(x);
   return kernels::fits_activations(cuda::type_of(type), x.size(-1)) && !cuda::leave_to_reference();
 }
@@ -99,6 +104,59 @@ Activated activate(Kind f, const at::Tensor& x) {
       kernel_of(f), cuda::type_of(x.scalar_type()), x.const_data_ptr(), x.numel() / width, width, cuda::multiprocessors(),
       results.get(), device.stream()));
   return {results.y, {results.codes, results.scales}, results.inverses};
+}
+
+std::optional<CodesOfGradient> differentiate(
+    Kind f, const at::Tensor& dy, const std::vector<at::Tensor>& held, const WantedCodes& wanted) {
+  const auto& x = held[0];
+  const bool of_codes = x.scalar_type() == at::kChar;
+  if (!wanted.by_row || dy.scalar_type() != at::kBFloat16 || (!of_codes && x.scalar_type() != at::kBFloat16)) return {};
+  if (!is_dense(dy) || !is_dense(x) || x.sizes() != dy.sizes() || x.device() != dy.device()) return {};
+  const cuda::OnDeviceOf device(dy);
+  const int64_t width = dy.size(-1), rows = dy.numel() / width;
+  const int sms = cuda::multiprocessors();
+  if (!kernels::fits_activation_gradient(kernels::Type::BFloat16, rows, width, sms) || cuda::leave_to_reference()) return {};
+
+  const auto empty = [&](at::IntArrayRef sizes, at::ScalarType dtype) { return at::empty(sizes, dy.options().dtype(dtype)); };
+  const auto codes = empty({rows, width}, at::kChar), scales = empty({rows}, at::kFloat);
+  CodesOfGradient made{std::make_shared<Operand>(codes, scales, OperandForm::RowCodes), {}, {}};
+  const kernels::ActivationGradient gradient{
+      .f = kernel_of(f),
+      .x = of_codes ? nullptr : x.const_data_ptr(),
+      .x_codes = of_codes ? x.const_data_ptr<int8_t>() : nullptr,
+      .x_scales = of_codes ? held[1].const_data_ptr<float>() : nullptr,
+      .dy = dy.mutable_data_ptr(),
+      .rows = rows,
+      .width = width,
+      .codes = codes.mutable_data_ptr<int8_t>(),
+      .scales = scales.mutable_data_ptr<float>()};
+  if (wanted.by_column) {
+    made.column_amax = empty({width}, at::kInt);
+    auto* amax = reinterpret_cast<uint32_t*>(made.column_amax.mutable_data_ptr<int32_t>());
+    C10_CUDA_CHECK(kernels::activation_gradient_finding_maxima(gradient, sms, amax, device.stream()));
+  } else {
+    if (wanted.column_sums) made.column_sums = empty({width}, at::kFloat);
+    auto* sums = wanted.column_sums ? made.column_sums.mutable_data_ptr<float>() : nullptr;
+    const auto workspace = empty({static_cast<int64_t>(kernels::activation_gradient_workspace(rows, width))}, at::kByte);
+    C10_CUDA_CHECK(kernels::activation_gradient(gradient, sms, workspace.mutable_data_ptr(), sums, device.stream()));
+  }
+  return made;
+}
+
+Operand::Both complete_codes(const at::Tensor& dy, CodesOfGradient made, bool column_sums) {
+  const cuda::OnDeviceOf device(dy);
+  const int64_t rows = dy.size(0), width = dy.size(1);
+  const auto empty = [&](at::IntArrayRef sizes, at::ScalarType dtype) { return at::empty(sizes, dy.options().dtype(dtype)); };
+  const auto codes = empty({width, rows}, at::kChar), scales = empty({width}, at::kFloat);
+  const auto sums = column_sums ? empty({width}, at::kFloat) : at::Tensor();
+  const auto bytes = column_sums ? kernels::column_sums_workspace(rows, width) : 0;
+  const auto workspace = empty({static_cast<int64_t>(bytes)}, at::kByte);
+  C10_CUDA_CHECK(kernels::quantize_columns_with_maxima(
+      cuda::type_of(dy.scalar_type()), dy.const_data_ptr(), rows, width,
+      reinterpret_cast<const uint32_t*>(made.column_amax.const_data_ptr<int32_t>()), workspace.mutable_data_ptr(),
+      codes.mutable_data_ptr<int8_t>(), scales.mutable_data_ptr<float>(),
+      column_sums ? sums.mutable_data_ptr<float>() : nullptr, device.stream()));
+  return {std::move(made.rows), std::make_shared<Operand>(codes, scales, OperandForm::ColumnCodes), sums};
 }
 
 ops::Codes CodesSource::make() const {

@@ -6,7 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include "../../kernels/activations.h"
 #include "../../kernels/gemm.h"
 #include "../../kernels/linear.h"
 #include "../../kernels/quantize.h"
@@ -120,109 +119,6 @@ TEST_CASE("kernels: values of codes", "[kernels]") {
           const Device<T> out(values.size(), misplaced);
           check(dequantize_rows(codes.get(), of_rows.get(), one_scale, rows, columns, kType<T>, out.get(), nullptr));
           REQUIRE(same(floats(out.read()), expected));
-        }
-      }
-    }
-  });
-}
-
-TEST_CASE("kernels: activations with their codes, and codes made again", "[kernels]") {
-  SKIP_WITHOUT_GPU();
-  const auto exact = [](Activation f, double x) {
-    switch (f) {
-      case Activation::Gelu: return 0.5 * x * (1 + std::erf(x * std::sqrt(0.5)));
-      case Activation::GeluTanh:
-        return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
-      case Activation::Relu: return std::max(x, 0.0);
-      case Activation::Silu: return x / (1 + std::exp(-x));
-    }
-    return 0.0;
-  };
-  for_each_type([&](auto t) {
-    using T = decltype(t);
-    for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
-             {0, 16}, {1, 16}, {7, 48}, {130, 528}, {9, 1040}, {5, 8192}, {3, 16384}, {2, sizeof(T) == 4 ? 16000 : kType<T> == Type::Half ? 24576 : 32768}}) {
-      REQUIRE(fits_activations(kType<T>, columns));
-      for (const auto f : {Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu}) {
-        const int sms = static_cast<int>(f) % 2 == 0 ? multiprocessors() : 1;  // few blocks take several rows each
-        CAPTURE(rows, columns, sizeof(T), static_cast<int>(f));
-        const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
-        const Device<T> x(as<T>(matrix)), y(size_of(rows, columns));
-        const Device<int8_t> codes(size_of(rows, columns)), again(size_of(rows, columns));
-        const Device<float> scales(size_of(rows, 1)), inverses(size_of(rows, 1));
-        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), codes.get(), scales.get(), inverses.get()}, nullptr));
-        const Matrix values{rows, columns, floats(y.read())};
-        bool close = true;
-        for (std::size_t i = 0; i < values.values.size(); ++i) {
-          const double expected = exact(f, matrix.values[i]);
-          const double bound = 1e-6 + std::fabs(expected) * (sizeof(T) == 4 ? 1e-5 : 5e-3);
-          close = close && (!std::isfinite(expected) || std::fabs(values.values[i] - expected) <= bound);
-        }
-        REQUIRE(close);
-        require_same(codes, scales, codes_of(values));
-        check(activate_again(
-            f, kType<T>, x.get(), rows, columns, sms, {nullptr, again.get(), scales.get(), inverses.get()}, nullptr));
-        require_same(again, scales, codes_of(values));
-        check(activate_again(f, kType<T>, x.get(), rows, columns, sms, {y.get(), nullptr, scales.get(), inverses.get()}, nullptr));
-        REQUIRE(same(floats(y.read()), values_of<T>(codes_of(values), columns)));
-
-        // Of what is held as codes: as if of their values.
-        const Device<int8_t> x_codes(size_of(rows, columns));
-        const Device<float> x_scales(size_of(rows, 1));
-        check(quantize_rows(kType<T>, x.get(), rows, columns, x_codes.get(), x_scales.get(), nullptr));
-        check(dequantize_rows(x_codes.get(), x_scales.get(), false, rows, columns, kType<T>, x.get(), nullptr));
-        check(activate(f, kType<T>, x.get(), rows, columns, sms, {y.get(), codes.get(), scales.get(), inverses.get()}, nullptr));
-        const Codes expected{codes.read(), scales.read()};
-        const auto of_codes = [&](const Made& made) {
-          check(activate_codes_again(f, kType<T>, x_codes.get(), x_scales.get(), rows, columns, sms, made, nullptr));
-        };
-        of_codes({nullptr, again.get(), scales.get(), inverses.get()});
-        require_same(again, scales, expected);
-        of_codes({y.get(), nullptr, scales.get(), inverses.get()});
-        REQUIRE(same(floats(y.read()), values_of<T>(expected, columns)));
-      }
-    }
-  });
-  for (const int64_t width : {0, 8, 17, 65536}) CHECK(!fits_activations(Type::BFloat16, width));
-}
-
-TEST_CASE("kernels: codes of what a layer normalization gave", "[kernels]") {
-  SKIP_WITHOUT_GPU();
-  for_each_type([&](auto t) {
-    using T = decltype(t);
-    for (const auto& [rows, columns] :
-         std::vector<std::pair<int64_t, int64_t>>{{0, 16}, {7, 48}, {130, 528}, {9, 1040}, {5, 8192}, {3, 16384}}) {
-      for (const bool with_gamma : {false, true}) {
-        for (const bool with_beta : {false, true}) {
-          CAPTURE(rows, columns, sizeof(T), with_gamma, with_beta);
-          const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
-          const auto gamma = random_matrix<T>(1, columns, false), beta = random_matrix<T>(1, columns, false);
-          std::vector<float> mean, rstd;
-          Matrix expected{rows, columns, {}};
-          for (int64_t i = 0; i < rows; ++i) {
-            mean.push_back(0.01F * static_cast<float>(i));
-            rstd.push_back(1.0F + 0.1F * static_cast<float>(i));
-            for (int64_t j = 0; j < columns; ++j) {
-              const volatile float centered = matrix.at(i, j) - mean.back();
-              const volatile float normal = rstd.back() * centered;
-              const float g = gamma.at(0, j), b = beta.at(0, j);
-              const volatile float scaled = g * normal;
-              const float value = with_gamma ? (with_beta ? std::fma(g, normal, b) : static_cast<float>(scaled))
-                                             : (with_beta ? std::fma(rstd.back(), centered, b) : static_cast<float>(normal));
-              expected.values.push_back(static_cast<float>(rounded<T>(value)));
-            }
-          }
-          const Device<T> x(as<T>(matrix)), gammas(as<T>(gamma)), betas(as<T>(beta));
-          const Device<float> means(mean), rstds(rstd), scales(size_of(rows, 1));
-          const Device<int8_t> codes(size_of(rows, columns));
-          const LayerNorm norm{
-              kType<T>, x.get(), means.get(), rstds.get(), with_gamma ? gammas.get() : nullptr,
-              with_beta ? betas.get() : nullptr, rows, columns};
-          check(layer_norm(norm, {nullptr, codes.get(), scales.get()}, nullptr));
-          require_same(codes, scales, codes_of(expected));
-          const Device<T> y(size_of(rows, columns));
-          check(layer_norm(norm, {y.get(), nullptr, nullptr}, nullptr));
-          REQUIRE(same(floats(y.read()), values_of<T>(codes_of(expected), columns)));
         }
       }
     }
