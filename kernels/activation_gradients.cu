@@ -15,7 +15,7 @@ namespace {
 
 using T = __nv_bfloat16;
 
-/// Sums of each part's columns [parts, width], or the maxima of columns [width], zero before.
+/// Sums of each part's columns [parts, width], or null; or the maxima of columns [width], zero before.
 struct OfColumns {
   float* sums;
   uint32_t* amax;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1) gradients_by_parts(
         pieces[p].template store<true>(codes + begin, kPiece, 1, 0, step.inverse);
       }
       if constexpr (!kMaxima) {
-        if (ends_part && row - (kPartRows - 1) < rows) {
+        if (of_columns.sums != nullptr && ends_part && row - (kPartRows - 1) < rows) {
           columns[p].end_part(of_columns.sums + (int64_t{row / kPartRows} * pieces_a_row + piece_of_row(p)) * kPiece);
         }
       }
@@ -179,6 +179,7 @@ dim3 block_of(int64_t width) {
 
 template <bool kMaxima>
 cudaError_t launch(const ActivationGradient& gradient, int sms, const OfColumns& of_columns, cudaStream_t stream) {
+  if (gradient.rows == 0 || gradient.width == 0) return cudaSuccess;
   const auto block = block_of(gradient.width);
   const int64_t wanted = ceil_div(ceil_div(gradient.rows, kPartRows), block.y);
   return with_activation(gradient.f, [&](auto activation) {
@@ -207,7 +208,7 @@ std::size_t activation_gradient_workspace(int64_t rows, int64_t width) {
 
 cudaError_t activation_gradient(
     const ActivationGradient& gradient, int sms, void* workspace, float* sums, cudaStream_t stream) {
-  auto* of_part = static_cast<float*>(workspace);
+  auto* of_part = sums == nullptr ? nullptr : static_cast<float*>(workspace);
   const auto error = launch<false>(gradient, sms, {of_part, nullptr}, stream);
   if (error != cudaSuccess || sums == nullptr) return error;
   return add_up_parts(of_part, gradient.rows, gradient.width, sums, stream);

@@ -59,7 +59,7 @@ struct ActivationGradient {
 /// multiprocessors: from 4,096 values on, and with so many rows that at least half of the GPU has work.
 bool fits_activation_gradient(Type type, int64_t rows, int64_t width, int sms);
 
-/// Bytes that activation_gradient needs.
+/// Bytes that activation_gradient needs for sums.
 std::size_t activation_gradient_workspace(int64_t rows, int64_t width);
 
 /// dx, its codes by row and, unless `sums` is null, column_sums(dx) [width], bit for bit.

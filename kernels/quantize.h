@@ -44,7 +44,7 @@ cudaError_t quantize_rows_and_columns(
     int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream);
 
 /// The same as quantize_columns of x whose columns have these largest magnitudes, as bits of floats; x is aligned, and `columns`
-/// whole 16 bytes. Also column_sums(x), unless `sums` is null, which needs column_sums_workspace().
+/// whole 16 bytes. Also column_sums(x), unless `sums` is null or there are no rows, which needs column_sums_workspace().
 cudaError_t quantize_columns_with_maxima(
     Type type, const void* x, int64_t rows, int64_t columns, const uint32_t* amax, void* workspace, int8_t* codes_t,
     float* scales_t, float* sums, cudaStream_t stream);

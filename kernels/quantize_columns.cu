@@ -236,6 +236,7 @@ std::size_t quantize_rows_and_columns_workspace(int64_t rows, int64_t columns, b
 cudaError_t quantize_columns_with_maxima(
     Type type, const void* values, int64_t rows, int64_t columns, const uint32_t* amax, void* workspace, int8_t* codes_t,
     float* scales_t, float* sums, cudaStream_t stream) {
+  if (rows == 0 || columns == 0) return quantize_columns(type, values, rows, columns, nullptr, codes_t, scales_t, stream);
   auto* of_tile = static_cast<float*>(workspace);
   const auto error = with_type(type, [&](auto t) {
     using T = decltype(t);

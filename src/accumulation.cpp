@@ -5,21 +5,12 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
-#include <torch/csrc/autograd/graph_task.h>
 
 #include <te_int8/detail/gradient_codes.h>
 #include <te_int8/detail/weight_codes.h>
 
 namespace te_int8::inline v0::detail {
 namespace {
-
-/// Whether the backward that runs is to leave its gradients in leaves: not to return this one.
-bool accumulates(const torch::autograd::Node* accumulator) {
-  const auto* wanted = torch::autograd::get_current_graph_task_exec_info();
-  if (wanted == nullptr || wanted->empty()) return true;
-  const auto found = wanted->find(const_cast<torch::autograd::Node*>(accumulator));
-  return found != wanted->end() && found->second.should_execute() && found->second.captures_ == nullptr;
-}
 
 bool has_hooks(torch::autograd::Node& maker, torch::autograd::AccumulateGrad& accumulator) {
   const auto& after = accumulator.tensor_post_acc_grad_hooks();
@@ -36,22 +27,10 @@ bool may_be_added_to(const at::Tensor& gradient, const at::Tensor& leaf) {
 
 }  // namespace
 
-LastGradient& LastGradient::of_thread() {
-  static thread_local LastGradient last;
-  return last;
-}
-
-bool will_run(const torch::autograd::Node& node) {
-  const auto* wanted = torch::autograd::get_current_graph_task_exec_info();
-  if (wanted == nullptr || wanted->empty()) return true;
-  const auto found = wanted->find(const_cast<torch::autograd::Node*>(&node));
-  return found != wanted->end() && found->second.needed_;
-}
-
 bool add_to_gradient(std::size_t edge, const std::function<void(at::Tensor& gradient)>& add) {
   auto& maker = *torch::autograd::get_current_node();
   auto* accumulator = dynamic_cast<torch::autograd::AccumulateGrad*>(maker.next_edge(edge).function.get());
-  if (accumulator == nullptr || torch::autograd::AnomalyMode::is_enabled() || !accumulates(accumulator) ||
+  if (accumulator == nullptr || torch::autograd::AnomalyMode::is_enabled() || !will_run(*accumulator) ||
       has_hooks(maker, *accumulator)) {
     return false;
   }

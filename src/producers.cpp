@@ -80,6 +80,8 @@ Tensor gradient_of_function(Kind f, const Tensor& dy, const Tensor& x, bool may_
 Tensor gradient_leaving_codes(Kind f, const Tensor& dy, const std::vector<Tensor>& held) {
   auto& node = *torch::autograd::get_current_node();
   if (at::GradMode::is_enabled() || has_hooks_before(node) || !node.post_hooks().empty()) return {};
+  // Versions tell what autograd adds to a gradient; below this key they do not count.
+  if (c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView)) return {};
   if (!LastGradient::of_thread().is_of(dy, node)) return {};
   auto* layer = node.next_edge(0).function.get();
   const auto wanted = LinearFunction::wanted_codes(layer, dy.scalar_type());

@@ -155,60 +155,32 @@ inline int64_t all_calls(const AutocastGuard& guard) {
 
 // ---- Watching -------------------------------------------------------------------------------------
 
-/// Counts the quantizations of the calling thread by the memory that they read: it sits on a dispatch
-/// key of LibTorch's for tests. (at::RecordFunction shows no inputs where the test and LibTorch
-/// differ in NDEBUG.)
-class QuantizationCounter {
- public:
-  QuantizationCounter() {
-    install();
-    current() = this;
-  }
-  ~QuantizationCounter() { current() = nullptr; }
-  QuantizationCounter(const QuantizationCounter&) = delete;
-  QuantizationCounter& operator=(const QuantizationCounter&) = delete;
-
-  int of(const Tensor& tensor) const {
-    const auto found = counts_.find(tensor.const_data_ptr());
-    return found == counts_.end() ? 0 : found->second;
-  }
-
- private:
-  static QuantizationCounter*& current() {
-    static thread_local QuantizationCounter* counter = nullptr;
-    return counter;
-  }
-  static void count(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-    const auto& x = torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor();
-    if (current() != nullptr) ++current()->counts_[x.const_data_ptr()];
-    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kTestKey), stack);
-  }
-  static void install() {
-    static torch::Library ours(torch::Library::IMPL, "te_int8", kTestKey, __FILE__, __LINE__);
-    static const bool once = [] {
-      ours.impl("quantize_rows", torch::CppFunction::makeFromBoxedFunction<&count>());
-      ours.impl("quantize_columns", torch::CppFunction::makeFromBoxedFunction<&count>());
-      return true;
-    }();
-    (void)once;
-  }
-
-  TestDevice key_;  // opens the key
-  std::map<const void*, int> counts_;
-};
-
-/// Counts calls of operations of te_int8 in all threads that have the key of tests.
+/// Counts calls of operations of te_int8: it sits on a dispatch key of LibTorch's for tests, which a TestDevice opens.
+/// (at::RecordFunction shows no inputs where the test and LibTorch differ in NDEBUG.)
 class OperationCounter {
  public:
-  /// Those of `operation` while f runs, in its backwards too.
+  /// Those of `operation` while f runs, in all threads that have the key: in its backwards too.
   static int calls(const std::string& operation, const std::function<void()>& f) {
+    const auto& counted = count_of(operation);
+    const TestDevice key;
+    const int before = counted;
+    f();
+    return counted - before;
+  }
+
+  /// How often an operation that has been named here was called.
+  static const std::atomic<int>& count_of(const std::string& operation) {
     static torch::Library ours(torch::Library::IMPL, "te_int8", kTestKey, __FILE__, __LINE__);
     const auto [counted, is_new] = counts().try_emplace("te_int8::" + operation, 0);
     if (is_new) ours.impl(operation.c_str(), torch::CppFunction::makeFromBoxedFunction<&count>());
-    const TestDevice key;
-    const int before = counted->second;
-    f();
-    return counted->second - before;
+    return counted->second;
+  }
+
+  /// Is told of the calling thread's calls of those: the name, and the first argument.
+  using Listener = std::function<void(const std::string& operation, const Tensor& first)>;
+  static Listener& listener() {
+    static thread_local Listener of_thread;
+    return of_thread;
   }
 
  private:
@@ -218,8 +190,32 @@ class OperationCounter {
   }
   static void count(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
     ++counts().at(op.schema().name());
+    if (listener()) listener()(op.schema().name(), torch::jit::peek(*stack, 0, op.schema().arguments().size()).toTensor());
     op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kTestKey), stack);
   }
+};
+
+/// Counts the quantizations of the calling thread by the memory that they read.
+class QuantizationCounter {
+ public:
+  QuantizationCounter() {
+    for (const auto* operation : {"quantize_rows", "quantize_columns"}) OperationCounter::count_of(operation);
+    OperationCounter::listener() = [this](const std::string& operation, const Tensor& x) {
+      if (operation == "te_int8::quantize_rows" || operation == "te_int8::quantize_columns") ++counts_[x.const_data_ptr()];
+    };
+  }
+  ~QuantizationCounter() { OperationCounter::listener() = nullptr; }
+  QuantizationCounter(const QuantizationCounter&) = delete;
+  QuantizationCounter& operator=(const QuantizationCounter&) = delete;
+
+  int of(const Tensor& tensor) const {
+    const auto found = counts_.find(tensor.const_data_ptr());
+    return found == counts_.end() ? 0 : found->second;
+  }
+
+ private:
+  TestDevice key_;
+  std::map<const void*, int> counts_;
 };
 
 /// Catches LibTorch's warnings while it lives.
@@ -237,6 +233,16 @@ inline int64_t bytes_in_use() {
   const auto device = test_device();
   const auto index = static_cast<c10::DeviceIndex>(std::max<int>(device.index(), 0));
   return c10::getDeviceAllocator(device.type())->getDeviceStats(index).allocated_bytes[0].current;
+}
+
+/// The most that they take while f runs.
+inline int64_t peak_of(const std::function<void()>& f) {
+  const auto device = test_device();
+  const auto index = static_cast<c10::DeviceIndex>(std::max<int>(device.index(), 0));
+  auto* allocator = c10::getDeviceAllocator(device.type());
+  allocator->resetPeakStats(index);
+  f();
+  return allocator->getDeviceStats(index).allocated_bytes[0].peak;
 }
 
 /// The number of weights whose codes are held.

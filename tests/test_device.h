@@ -8,7 +8,7 @@
 
 namespace te_int8_test {
 
-/// LibTorch's dispatch key for modes of tests; QuantizationCounter sits on it too.
+/// LibTorch's dispatch key for modes of tests; OperationCounter sits on it too.
 inline constexpr auto kTestKey = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
 c10::Device test_device();

@@ -14,7 +14,6 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -24,8 +23,8 @@
 #include <torch/torch.h>
 
 #include <te_int8/detail/accumulation.h>
-#include <te_int8/detail/gradient_codes.h>
 #include <te_int8/detail/linear_call.h>
+#include <te_int8/detail/linear_context.h>
 
 namespace te_int8::inline v0::detail {
 
@@ -44,55 +43,7 @@ inline void forbid_second_order(at::Tensor& gradient, const at::Tensor& dy, cons
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
   using AutogradContext = torch::autograd::AutogradContext;
 
-  /// What the backward needs beside the saved tensors.
-  struct Context : torch::CustomClassHolder {
-    LinearConfig config;
-    at::ScalarType x_dtype = at::kFloat;
-    std::optional<CodesSource> x_source;  ///< how the codes of X are made again, without its inputs, which are saved
-    std::optional<at::ScalarType> weight_dtype, bias_dtype;  ///< none: not an input
-    std::weak_ptr<Operand> cached_weight;  ///< has the transposed codes for all backwards
-    std::mutex mutex;
-    std::shared_ptr<Transpose> x_transpose;  ///< for the backwards of all layers that read X; each takes it and lets go
-    std::optional<LeftCodes> left_codes;     ///< of the gradient that comes next
-    Backend backend = current_backend();
-    GradientCount gradients;
-    std::weak_ptr<CodesInUse> activations;
-    std::shared_ptr<CallObserver> observer;
-
-    // Edges of the graph are counted over the inputs that are there.
-    static constexpr std::size_t kInputEdge = 0, kWeightEdge = 1;
-    std::size_t bias_edge() const { return weight_dtype ? 2 : 1; }
-
-    std::shared_ptr<Transpose> take_x_transpose() {
-      const std::lock_guard lock(mutex);
-      return std::exchange(x_transpose, nullptr);
-    }
-
-    void leave_codes(const at::Tensor& dy, CodesOfGradient codes) {
-      const std::lock_guard lock(mutex);
-      left_codes.emplace(dy, std::move(codes));
-    }
-    std::optional<LeftCodes> take_codes() {
-      const std::lock_guard lock(mutex);
-      return std::exchange(left_codes, std::nullopt);
-    }
-
-    /// What a backward that wants these gradients makes of dy. Sums are added up as LibTorch does, not here, where the forward is
-    /// LibTorch's or they are doubles.
-    WantedCodes wanted_codes(bool wants_dx, bool wants_dw, bool wants_db, at::ScalarType dy_dtype) const {
-      const bool plain_sums = config.output == Precision::Full || dy_dtype == at::kDouble;
-      return {
-          wants_dx && config.grad_input == Precision::Int8, wants_dw && config.grad_weight == Precision::Int8,
-          wants_db && !plain_sums, backend};
-    }
-
-    OperandForm x_form() const {
-      return operand_form(config.output, config.grad_weight, config.x_granularity);
-    }
-    OperandForm weight_form() const {
-      return operand_form(config.output, config.grad_input, config.weight_granularity);
-    }
-  };
+  using Context = LinearContext;
 
  public:
   // Absent tensors come as std::nullopt: autograd takes an undefined one for an input.
@@ -156,16 +107,18 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return true;
   }
 
-  /// The codes that the backward behind `node` will make of its gradient; none where that is no node of this class, this backward
-  /// does not come to it, or somebody may see or change the gradient on its way.
+  /// The codes that this backward will make, behind `node`, of its gradient; none where that is no node of this class, the backward
+  /// does not come to it or does so on another stream than to the current node, or somebody may see or change the gradient on
+  /// its way.
   static std::optional<WantedCodes> wanted_codes(torch::autograd::Node* node, at::ScalarType dy_dtype) {
     auto* ours = dynamic_cast<torch::autograd::CppNode<LinearFunction>*>(node);
     if (ours == nullptr || has_hooks_before(*ours) || !will_run(*ours)) return std::nullopt;
+    if (ours->stream() != torch::autograd::get_current_node()->stream()) return std::nullopt;
     const auto context = context_of(ours->ctx_);
-    const auto leads_on = [&](std::size_t edge) { return ours->should_compute_output(edge); };
+    const auto wants = [&](std::size_t edge) { return ours->task_should_compute_output(edge); };
     return context->wanted_codes(
-        leads_on(Context::kInputEdge), context->weight_dtype && leads_on(Context::kWeightEdge),
-        context->bias_dtype && leads_on(context->bias_edge()), dy_dtype);
+        wants(Context::kInputEdge), context->weight_dtype && wants(Context::kWeightEdge),
+        context->bias_dtype && wants(context->bias_edge()), dy_dtype);
   }
   /// Leaves codes of dy there, in a node that wants some.
   static void leave_codes(torch::autograd::Node& node, const at::Tensor& dy, CodesOfGradient codes) {
@@ -179,7 +132,6 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     Context& context = *held;
     const auto saved = ctx->get_saved_variables();
     const auto& dy = gradients[0];
-    auto left_codes = context.take_codes();
     if (!dy.defined()) return {{}, {}, {}, {}};
     const bool second_order = at::GradMode::is_enabled();
     if (const auto activations = context.activations.lock()) activations->drop_dead();
@@ -194,8 +146,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       const auto rows = as_rows(dy);
       const bool wants_db = context.bias_dtype && ctx->needs_input_grad(context.bias_edge());
       const auto wanted = context.wanted_codes(wants_dx, wants_dw, wants_db, rows.scalar_type());
-      auto found = left_codes ? std::move(*left_codes).of(dy, wanted) : std::nullopt;
-      auto codes = found ? std::move(*found) : codes_of(rows, wanted);
+      auto left = context.take_codes(dy, wanted);
+      auto codes = left ? *std::exchange(left, std::nullopt) : codes_of(rows, wanted);
       if (wants_dx) {
         auto sizes = dy.sym_sizes().vec();
         dx = grad_input(rows, codes.rows, context, saved[0], saved[1]);

@@ -1,6 +1,5 @@
 // Activations and their codes on CUDA tensors, by the kernels of kernels/activations.h.
 #include "../../kernels/activations.h"
-#include "../../kernels/quantize.h"
 
 #include <utility>
 
@@ -135,28 +134,13 @@ std::optional<CodesOfGradient> differentiate(
     auto* amax = reinterpret_cast<uint32_t*>(made.column_amax.mutable_data_ptr<int32_t>());
     C10_CUDA_CHECK(kernels::activation_gradient_finding_maxima(gradient, sms, amax, device.stream()));
   } else {
+    const auto bytes = wanted.column_sums ? kernels::activation_gradient_workspace(rows, width) : 0;
+    const auto workspace = empty({static_cast<int64_t>(bytes)}, at::kByte);
     if (wanted.column_sums) made.column_sums = empty({width}, at::kFloat);
     auto* sums = wanted.column_sums ? made.column_sums.mutable_data_ptr<float>() : nullptr;
-    const auto workspace = empty({static_cast<int64_t>(kernels::activation_gradient_workspace(rows, width))}, at::kByte);
     C10_CUDA_CHECK(kernels::activation_gradient(gradient, sms, workspace.mutable_data_ptr(), sums, device.stream()));
   }
   return made;
-}
-
-Operand::Both complete_codes(const at::Tensor& dy, CodesOfGradient made, bool column_sums) {
-  const cuda::OnDeviceOf device(dy);
-  const int64_t rows = dy.size(0), width = dy.size(1);
-  const auto empty = [&](at::IntArrayRef sizes, at::ScalarType dtype) { return at::empty(sizes, dy.options().dtype(dtype)); };
-  const auto codes = empty({width, rows}, at::kChar), scales = empty({width}, at::kFloat);
-  const auto sums = column_sums ? empty({width}, at::kFloat) : at::Tensor();
-  const auto bytes = column_sums ? kernels::column_sums_workspace(rows, width) : 0;
-  const auto workspace = empty({static_cast<int64_t>(bytes)}, at::kByte);
-  C10_CUDA_CHECK(kernels::quantize_columns_with_maxima(
-      cuda::type_of(dy.scalar_type()), dy.const_data_ptr(), rows, width,
-      reinterpret_cast<const uint32_t*>(made.column_amax.const_data_ptr<int32_t>()), workspace.mutable_data_ptr(),
-      codes.mutable_data_ptr<int8_t>(), scales.mutable_data_ptr<float>(),
-      column_sums ? sums.mutable_data_ptr<float>() : nullptr, device.stream()));
-  return {std::move(made.rows), std::make_shared<Operand>(codes, scales, OperandForm::ColumnCodes), sums};
 }
 
 ops::Codes CodesSource::make() const {

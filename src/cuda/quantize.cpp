@@ -1,6 +1,7 @@
 // Operations that make codes, and values from codes, on CUDA tensors, by the kernels of kernels/quantize.h.
 #include <torch/library.h>
 
+#include <te_int8/detail/gradient_codes.h>
 #include <te_int8/number_format.h>
 
 #include "../../kernels/quantize.h"
@@ -136,4 +137,19 @@ TORCH_LIBRARY_IMPL(te_int8, CUDA, m) {
   m.impl("dequantize", TORCH_FN(dequantize));
 }
 
+namespace detail {
+
+Operand::Both complete_codes(const Tensor& dy, CodesOfGradient made, bool column_sums) {
+  const OnDeviceOf device(dy);
+  const auto sums = column_sums ? at::empty({dy.size(1)}, dy.options().dtype(at::kFloat)) : Tensor();
+  const Columns columns(dy, column_sums ? kernels::column_sums_workspace(dy.size(0), dy.size(1)) : 0);
+  C10_CUDA_CHECK(kernels::quantize_columns_with_maxima(
+      type_of(dy.scalar_type()), dy.const_data_ptr(), dy.size(0), dy.size(1),
+      reinterpret_cast<const uint32_t*>(made.column_amax.const_data_ptr<int32_t>()), columns.workspace.mutable_data_ptr(),
+      columns.codes.mutable_data_ptr<int8_t>(), columns.scales.mutable_data_ptr<float>(),
+      column_sums ? sums.mutable_data_ptr<float>() : nullptr, device.stream()));
+  return {std::move(made.rows), std::make_shared<Operand>(columns.codes, columns.scales, OperandForm::ColumnCodes), sums};
+}
+
+}  // namespace detail
 }  // namespace te_int8::inline v0

@@ -49,7 +49,7 @@ class LeftCodes {
                         (made_.column_amax.defined() || made_.column_sums.defined() || !wanted.column_sums);
     if (!enough || !stream_.is_current() || !state_.is_state_of(dy)) return std::nullopt;
     if (!wanted.by_row) made_.rows.reset();
-    if (!wanted.by_column) return Operand::Both{made_.rows, nullptr, made_.column_sums};
+    if (!wanted.by_column) return Operand::Both{std::move(made_.rows), nullptr, std::move(made_.column_sums)};
     return complete_codes(as_rows(dy), std::move(made_), wanted.column_sums);
   }
 
@@ -59,7 +59,8 @@ class LeftCodes {
   CodesOfGradient made_;
 };
 
-/// The gradient that a node of ours has returned last in this thread.
+/// The gradient that a node of ours has returned last in this thread. Backwards that take turns in a device's thread may put out
+/// each other's notes: their kernels are then those of gradients that nobody has noted.
 class LastGradient {
  public:
   TE_INT8_API static LastGradient& of_thread();
@@ -87,7 +88,7 @@ inline bool has_hooks_before(torch::autograd::Node& node) {
   return !node.tensor_pre_hooks().empty() || !node.pre_hooks().empty() || !node.retains_grad_hooks().empty();
 }
 
-/// Whether the backward that runs now will come to a node.
+/// Whether the backward that runs now comes to a node, to more than take what goes into it.
 TE_INT8_API bool will_run(const torch::autograd::Node& node);
 
 }  // namespace te_int8::inline v0::detail
