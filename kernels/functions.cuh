@@ -9,40 +9,49 @@
 
 namespace te_int8::kernels {
 
-/// As LibTorch's kernels round it, step by step, so that nobody can tell who has computed.
+// What follows rounds step by step as LibTorch's kernels do, so that nobody can tell who has computed.
+
+constexpr float kSqrtTwoByPi = 0.7978845608028654F, kCubic = 0.044715F;  ///< of GELU by tanh
+
+/// sqrt(2 / pi) (x + 0.044715 x^3), of which GELU takes the tanh.
+__device__ inline float inner_of_gelu(float x) {
+  return __fmul_rn(kSqrtTwoByPi, __fmaf_rn(kCubic, __fmul_rn(__fmul_rn(x, x), x), x));
+}
+
+constexpr float kSqrtHalf = 0.7071067811865476F;
+
+/// 1 + erf(x / sqrt(2))
+__device__ inline float one_and_erf_of_gelu(float x) { return __fadd_rn(1.0F, erff(__fmul_rn(x, kSqrtHalf))); }
+
 template <Activation kActivation>
 __device__ inline float activated(float x) {
   if constexpr (kActivation == Activation::Relu) return x <= 0.0F ? 0.0F : x;  // NaN stays
   if constexpr (kActivation == Activation::Silu) return __fdiv_rn(x, __fadd_rn(1.0F, expf(-x)));
   if constexpr (kActivation == Activation::GeluTanh) {
-    constexpr float kBeta = 0.7978845608028654F, kKappa = 0.044715F;
-    const float inner = __fmul_rn(kBeta, __fmaf_rn(kKappa, __fmul_rn(__fmul_rn(x, x), x), x));
+    const float inner = inner_of_gelu(x);
     return __fmul_rn(__fmul_rn(0.5F, x), __fadd_rn(1.0F, tanhf(inner)));
   }
-  constexpr float kSqrtHalf = 0.7071067811865476F;
-  return __fmul_rn(__fmul_rn(x, 0.5F), __fadd_rn(1.0F, erff(__fmul_rn(x, kSqrtHalf))));
+  return __fmul_rn(__fmul_rn(x, 0.5F), one_and_erf_of_gelu(x));
 }
 
-/// The derivative of a GELU, likewise.
+/// The derivative of a GELU.
 template <Activation kActivation>
 __device__ inline float derivative(float x) {
   if constexpr (kActivation == Activation::GeluTanh) {
-    constexpr float kBeta = 0.7978845608028654F, kKappa = 0.044715F;
-    const float square = __fmul_rn(x, x);
-    const float t = tanhf(__fmul_rn(kBeta, __fmaf_rn(kKappa, __fmul_rn(square, x), x)));
-    const float of_inner = __fmul_rn(kBeta, __fmaf_rn(3.0F * kKappa, square, 1.0F));
+    const float t = tanhf(inner_of_gelu(x));
+    const float of_inner = __fmul_rn(kSqrtTwoByPi, __fmaf_rn(3.0F * kCubic, __fmul_rn(x, x), 1.0F));
     const float right = __fmul_rn(__fmul_rn(__fmul_rn(0.5F, x), __fmaf_rn(-t, t, 1.0F)), of_inner);
     return __fadd_rn(__fmul_rn(0.5F, __fadd_rn(1.0F, t)), right);
   } else {
     static_assert(kActivation == Activation::Gelu);
-    constexpr float kSqrtHalf = 0.7071067811865476F, kDensity = 1.1283791670955126F * kSqrtHalf * 0.5F;
-    const float cdf = __fmul_rn(0.5F, __fadd_rn(1.0F, erff(__fmul_rn(x, kSqrtHalf))));
+    constexpr float kDensity = 1.1283791670955126F * kSqrtHalf * 0.5F;
+    const float cdf = __fmul_rn(0.5F, one_and_erf_of_gelu(x));
     const float pdf = __fmul_rn(expf(__fmul_rn(__fmul_rn(-0.5F, x), x)), kDensity);
     return __fadd_rn(cdf, __fmul_rn(x, pdf));
   }
 }
 
-/// dy f'(x) of the others, likewise; of Relu x may be y.
+/// dy f'(x) of the others; of Relu x may be y.
 template <Activation kActivation>
 __device__ inline float gradient(float dy, float x) {
   if constexpr (kActivation == Activation::Relu) {

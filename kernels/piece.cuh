@@ -16,19 +16,16 @@ __device__ inline float value_of_its_code(float value, Step step) {
   return __fmul_rn(step.inverse == 0.0F ? 0.0F : code, step.scale);
 }
 
-/// A word that holds these values, rounded to T.
+/// A word that holds these values, rounded to T, which has 16 bits.
 template <typename T>
-__device__ inline uint32_t word_of_values(float low, float high);
-template <>
-__device__ inline uint32_t word_of_values<__nv_bfloat16>(float low, float high) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  uint32_t word = 0;
-  memcpy(&word, &two, sizeof(word));
-  return word;
-}
-template <>
-__device__ inline uint32_t word_of_values<__half>(float low, float high) {
-  const __half2 two = __floats2half2_rn(low, high);
+__device__ inline uint32_t word_of_values(float low, float high) {
+  const auto two = [&] {
+    if constexpr (std::is_same_v<T, __half>) {
+      return __floats2half2_rn(low, high);
+    } else {
+      return __floats2bfloat162_rn(low, high);
+    }
+  }();
   uint32_t word = 0;
   memcpy(&word, &two, sizeof(word));
   return word;

@@ -14,8 +14,8 @@ namespace {
 
 bool has_hooks(torch::autograd::Node& maker, torch::autograd::AccumulateGrad& accumulator) {
   const auto& after = accumulator.tensor_post_acc_grad_hooks();
-  return !maker.post_hooks().empty() || !accumulator.pre_hooks().empty() || !accumulator.tensor_pre_hooks().empty() ||
-         !accumulator.post_hooks().empty() || (after != nullptr && !GradientWatch::is_watch(*after));
+  return !maker.post_hooks().empty() || has_hooks_before(accumulator) || !accumulator.post_hooks().empty() ||
+         (after != nullptr && !GradientWatch::is_watch(*after));
 }
 
 /// Of a CPU's gradient several threads may run backwards at once.

@@ -1,4 +1,4 @@
-// The caches of the process.
+// The caches of the process, and what it knows of its threads' ways through models.
 #include <te_int8/detail/activation_codes.h>
 #include <te_int8/detail/panel_cache.h>
 #include <te_int8/detail/weight_codes.h>

@@ -11,7 +11,6 @@
 #include "routing.h"
 
 namespace te_int8::inline v0::detail {
-
 namespace {
 
 /// Several weights may lie in one storage, as aliases or as parts of each other: the one that the
@@ -85,11 +84,7 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
   for (bool again = true; again;) {
     again = false;
     for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
-      auto& scope = *frame->membership->scope;
-      if (const auto epoch = scope.index_epoch(); frame->epoch != epoch) {
-        frame->index = scope.index();
-        frame->epoch = epoch;
-      }
+      auto& scope = frame->current_scope();
       if (frame->index->full_precision_assigned()) {
         scope.rebuild_index();
         again = true;
@@ -137,11 +132,7 @@ void note_write(const torch::Tensor& written) {
   }
   for (auto& frame : frames) {
     if (!frame.membership->open.load()) continue;
-    auto& scope = *frame.membership->scope;
-    if (const auto epoch = scope.index_epoch(); !frame.index || frame.epoch != epoch) {
-      frame.index = scope.index();
-      frame.epoch = epoch;
-    }
+    auto& scope = frame.current_scope();
     note_write_in(scope, *frame.index, written);
   }
 }

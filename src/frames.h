@@ -25,6 +25,16 @@ struct Frame {
   std::shared_ptr<Membership> membership;
   std::shared_ptr<const Scope::Index> index;
   uint64_t epoch;
+
+  /// The scope, whose index is then the one that it has now.
+  Scope& current_scope() {
+    auto& scope = *membership->scope;
+    if (const auto now = scope.index_epoch(); !index || epoch != now) {
+      index = scope.index();
+      epoch = now;
+    }
+    return scope;
+  }
 };
 
 /// The calling thread's scopes, the innermost last. Usable also while the thread ends: a guard with

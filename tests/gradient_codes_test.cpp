@@ -5,21 +5,6 @@ using namespace te_int8_test;
 
 namespace {
 
-struct GradientCase {
-  std::string name;
-  Tensor (*f)(const Tensor&);
-};
-
-const std::vector<GradientCase>& gradient_cases() {
-  static const std::vector<GradientCase> all = {
-      {"gelu", [](const Tensor& x) { return at::gelu(x); }},
-      {"gelu tanh", [](const Tensor& x) { return at::gelu(x, "tanh"); }},
-      {"relu", [](const Tensor& x) { return at::relu(x); }},
-      {"silu", [](const Tensor& x) { return at::silu(x); }},
-  };
-  return all;
-}
-
 /// in -> a function -> out, so large that a kernel of its own makes the function's gradient.
 struct WideImpl : nn::Module {
   WideImpl() {
@@ -42,12 +27,12 @@ const Between kView = [](const Tensor& h) { return h.view_as(h); };
 
 using Loss = std::function<Tensor(Wide&, const Tensor& x, const Between&)>;
 
-Loss loss_by(Tensor (*f)(const Tensor&)) {
+Loss loss_by(const Function& f) {
   return [f](Wide& model, const Tensor& x, const Between& between) {
     return model->out->forward(f(between(model->in->forward(x)))).square().sum();
   };
 }
-const Loss kGeluLoss = loss_by(gradient_cases()[0].f);
+const Loss kGeluLoss = loss_by(functions()[0].second);
 
 /// The gradients of x and of all parameters.
 std::vector<Tensor> gradients_of(Wide& model, const Tensor& x, const Loss& loss, const Between& between) {
@@ -104,7 +89,7 @@ TEST_CASE("codes that come with a gradient change no bit of a step", "[cuda][gua
   SKIP_UNLESS_CUDA();
   const auto preactivations = GENERATE(Precision::Full, Precision::Int8);
   const auto recipe = GENERATE(Recipe::switchback(), Recipe::int8_training());
-  for (const auto& [name, f] : gradient_cases()) {
+  for (const auto& [name, f] : functions()) {
     CAPTURE(name);
     require_same_gradients(Recipe(recipe).preactivations(preactivations), loss_by(f), /*come=*/true);
   }
@@ -133,7 +118,7 @@ TEST_CASE("gradients that leave codes are LibTorch's, bit for bit, for every val
   const auto rows = bits.view(at::kBFloat16).view({4, WideImpl::kWidth});
   const auto all = at::cat(std::vector<Tensor>(WideImpl::kRows / 4, rows));
   const auto recipe = GENERATE(Recipe::switchback(), Recipe::int8_training());
-  for (const auto& [name, f] : gradient_cases()) {
+  for (const auto& [name, f] : functions()) {
     CAPTURE(name);
     Wide model;
     const auto x = wide_input().view({WideImpl::kRows, 64}).requires_grad_();

@@ -5,18 +5,6 @@ using namespace te_int8_test;
 
 namespace {
 
-using Function = std::function<Tensor(const Tensor&)>;
-
-const std::vector<std::pair<std::string, Function>>& functions() {
-  static const std::vector<std::pair<std::string, Function>> all = {
-      {"gelu", [](const Tensor& x) { return at::gelu(x); }},
-      {"gelu tanh", [](const Tensor& x) { return at::gelu(x, "tanh"); }},
-      {"relu", [](const Tensor& x) { return at::relu(x); }},
-      {"silu", [](const Tensor& x) { return at::silu(x); }},
-  };
-  return all;
-}
-
 /// Three layers read what the norm gives, one what the function gives.
 struct BranchesImpl : nn::Module {
   BranchesImpl(int64_t width, Function function, bool affine)

@@ -146,8 +146,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
       const auto rows = as_rows(dy);
       const bool wants_db = context.bias_dtype && ctx->needs_input_grad(context.bias_edge());
       const auto wanted = context.wanted_codes(wants_dx, wants_dw, wants_db, rows.scalar_type());
-      auto left = context.take_codes(dy, wanted);
-      auto codes = left ? *std::exchange(left, std::nullopt) : codes_of(rows, wanted);
+      auto codes = codes_of(dy, rows, wanted, context);
       if (wants_dx) {
         auto sizes = dy.sym_sizes().vec();
         dx = grad_input(rows, codes.rows, context, saved[0], saved[1]);
@@ -187,8 +186,10 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     return c10::static_intrusive_pointer_cast<Context>(ctx.saved_data.at("linear").toCapsule());
   }
 
-  /// Codes of dy [R,N]: by row for dx, by column for dW. Where both are made, the sums for db come with them.
-  static Operand::Both codes_of(const at::Tensor& rows, const WantedCodes& wanted) {
+  /// Codes of dy, `rows` of which is [R,N]: by row for dx, by column for dW; those that came with it, or else made here. Where both
+  /// are made, the sums for db come with them.
+  static Operand::Both codes_of(const at::Tensor& dy, const at::Tensor& rows, const WantedCodes& wanted, Context& context) {
+    if (auto left = context.take_codes(dy, wanted)) return std::move(*left);
     if (wanted.by_row && wanted.by_column) return Operand::make_both(rows, wanted.column_sums);
     return {
         wanted.by_row ? Operand::make(rows, OperandForm::RowCodes) : nullptr,

@@ -9,7 +9,8 @@
 //
 // An operation that makes an activation can leave its codes in the same pass over memory (src/producers.cpp). Whether
 // anybody will read them is known from its last time: an operation is recognized by its place: its number among those of
-// its kind since a quantized layer was called, and which layer that was. A wrong guess costs time, never a bit: codes are found by the tensor that they are of.
+// its kind since a quantized layer was called, and which layer that was. A wrong guess costs time, never a bit: codes are
+// found by the tensor that they are of.
 #pragma once
 
 #include <algorithm>
