@@ -30,12 +30,12 @@ std::vector<LiveScope>& live_scopes() {
 
 std::vector<Frame>& thread_frames() {
   static thread_local std::vector<Frame>* frames = nullptr;
-  struct Owner {
-    ~Owner() { delete std::exchange(frames, nullptr); }
+  struct Deleter {
+    ~Deleter() { delete std::exchange(frames, nullptr); }
   };
   if (frames == nullptr) {
     frames = new std::vector<Frame>;
-    static thread_local const Owner owner;
+    static thread_local const Deleter at_exit;
   }
   return *frames;
 }
@@ -167,7 +167,7 @@ void refresh(torch::nn::Module& model) {
   for (const auto& module : model.modules(/*include_self=*/false)) modules.insert(module.get());
   modules.insert(&model);
   const auto found = detail::LayerFinder::find(model);
-  for (const auto& layer : found.layers) modules.insert(&layer.owner());
+  for (const auto& layer : found.layers) modules.insert(layer.owner->module.get());
   for (const auto& live : detail::live_scopes()) {
     if (!live.scope->covers_any(modules)) continue;  // another model's, perhaps another thread's
     live.scope->rebuild_index();                     // so that the layers know what was assigned

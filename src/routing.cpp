@@ -47,13 +47,12 @@ Tensor call(const RoutedLayer& routed, const Tensor& x, const Tensor& bias) {
 /// The biases that may be added to the rows in question: several where the weight is tied.
 std::vector<Tensor> own_biases(const Match& match) {
   std::vector<Tensor> biases;
+  const auto rows = match.part.rows.size(0);
   for (const auto* layer : match.layers->layers) {
-    const auto& bias = layer->bias();
-    if (!bias.defined() || bias.dim() != 1 || bias.size(0) != match.layers->weight().size(0)) {
-      continue;
-    }
-    const auto rows = match.part.rows.size(0);
-    biases.push_back(rows == bias.size(0) ? bias : bias.narrow(0, match.part.first, rows));
+    const auto bias = layer->bias();
+    const auto first = layer->layer.handles.bias_first;
+    if (!bias.defined() || bias.dim() != 1 || first + match.layers->weight().size(0) > bias.size(0)) continue;
+    biases.push_back(rows == bias.size(0) ? bias : bias.narrow(0, first + match.part.first, rows));
   }
   return biases;
 }

@@ -64,6 +64,7 @@ Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
   check_globs_match("rule", recipe_.rule_globs(), found.layers);
   others_ = std::move(found.others);
   configure(std::move(found.layers));
+  make_replacements();
   rebuild_index();
   const bool quantizes = std::ranges::any_of(
       layers_, [](const ScopedLayer& layer) { return layer.quantized != nullptr; });
@@ -86,8 +87,8 @@ void Scope::configure(std::vector<Layer> layers) {
   backend_ = parse_backend(recipe_.backend());
   for (const auto& rule : recipe_.rule_recipes())
     rule_backends.push_back(parse_backend(rule.backend()));
-  layers_.resize(layers.size());
-  for (std::size_t i = 0; i < layers.size(); ++i) layers_[i].layer = std::move(layers[i]);
+  layers_.reserve(layers.size());
+  for (auto& layer : layers) layers_.push_back({std::move(layer), "", nullptr, nullptr});
   // The globs see a tied weight under all of its names.
   std::unordered_map<const c10::TensorImpl*, std::vector<std::string>> names_of;
   for (const auto& scoped : layers_) {
@@ -122,17 +123,29 @@ void Scope::configure(std::vector<Layer> layers) {
     scoped.quantized = std::make_shared<QuantizedLayer>(
         scoped.layer.names.front(), mode_, config, layer_backend, activations_);
     scoped.quantized->backend(scoped.weight().device().type());  // raises where it cannot compute
-    if (scoped.layer.replaceable && !scoped.layer.slots.empty()) {
-      scoped.replacement = std::make_shared<QuantizedLinearImpl>(scoped.layer.linear, OfScope());
-    }
+  }
+}
+
+/// One for all layers of an owner, of which one at least is quantized.
+void Scope::make_replacements() {
+  std::unordered_map<const Owner*, std::shared_ptr<Replacement>> made;
+  for (const auto& scoped : layers_) {
+    const auto& owner = scoped.layer.owner;
+    if (!scoped.quantized || !owner->replaceable()) continue;
+    auto& replacement = made[owner.get()];
+    if (!replacement) replacement = owner->type->replacement(owner->module);
+  }
+  for (auto& scoped : layers_) {
+    const auto found = made.find(scoped.layer.owner.get());
+    if (found != made.end()) scoped.replacement = found->second;
   }
 }
 
 const ScopedLayer* Scope::shared_layer(const Scope& other) const {
   std::unordered_set<const torch::nn::Module*> owners;
-  for (const auto& scoped : other.layers_) owners.insert(&scoped.layer.owner());
+  for (const auto& scoped : other.layers_) owners.insert(scoped.layer.owner->module.get());
   const auto found = std::ranges::find_if(
-      layers_, [&](const ScopedLayer& scoped) { return owners.contains(&scoped.layer.owner()); });
+      layers_, [&](const ScopedLayer& scoped) { return owners.contains(scoped.layer.owner->module.get()); });
   return found == layers_.end() ? nullptr : &*found;
 }
 
@@ -140,13 +153,15 @@ void Scope::replace() {
   const std::lock_guard lock(registry_mutex());
   auto& stacks = slot_stacks();
   for (const auto& scoped : layers_) {
-    replaced_.push_back(&scoped);
-    for (const auto& slot : scoped.layer.slots) {
+    const auto& owner = scoped.layer.owner;
+    if (scoped.layer.place > 0) continue;  // the owner has had its turn
+    replaced_.emplace_back(owner, scoped.replacement);
+    for (const auto& slot : owner->slots) {
       const auto found = stacks.find({slot.parent.get(), slot.key});
       if (!scoped.replacement && found == stacks.end()) continue;  // shows the original already
       auto& stack = stacks[{slot.parent.get(), slot.key}];
-      std::shared_ptr<torch::nn::Module> child = scoped.replacement;
-      if (!child) child = scoped.layer.linear;  // full precision inside a scope that quantizes it
+      auto child = std::dynamic_pointer_cast<torch::nn::Module>(scoped.replacement);
+      if (!child) child = owner->module;  // full precision inside a scope that quantizes it
       stack.entries.push_back({this, child, slot.child});
       slot.parent->replace_module(slot.key, child);
     }
@@ -158,8 +173,8 @@ void Scope::restore() noexcept {
   auto& stacks = slot_stacks();
   const torch::nn::Module* parent = nullptr;
   torch::OrderedDict<std::string, std::shared_ptr<torch::nn::Module>> children;
-  for (const auto* scoped : replaced_) {
-    for (const auto& slot : scoped->layer.slots) {
+  for (const auto& [owner, replacement] : replaced_) {
+    for (const auto& slot : owner->slots) {
       const auto found = stacks.find({slot.parent.get(), slot.key});
       if (found == stacks.end()) continue;
       auto& stack = found->second;
@@ -183,7 +198,7 @@ void Scope::restore() noexcept {
       if (stack.entries.empty()) stacks.erase(found);
     }
     // An assignment to the replacement's weight or bias was meant for the layer.
-    if (scoped->replacement) scoped->replacement->synchronize();
+    if (replacement) replacement->synchronize();
   }
   replaced_.clear();
 }
@@ -193,13 +208,13 @@ namespace {
 /// Whether the tree still shows a scope's layer, or one of a scope inside it.
 bool shown(const ScopedLayer& scoped) {
   if (!scoped.replacement) return true;
-  return std::ranges::any_of(scoped.layer.slots, [&](const Slot& slot) {
+  const auto& owner = *scoped.layer.owner;
+  return std::ranges::any_of(owner.slots, [&](const Slot& slot) {
     const auto children = slot.parent->named_children();
     const auto* child = children.find(slot.key);
-    const auto* quantized =
-        child == nullptr ? nullptr : dynamic_cast<const QuantizedLinearImpl*>(child->get());
-    return quantized != nullptr ? quantized->original() == scoped.layer.linear
-                                : child != nullptr && *child == scoped.layer.linear;
+    const auto* replacement = child == nullptr ? nullptr : dynamic_cast<const Replacement*>(child->get());
+    return replacement != nullptr ? replacement->original_module() == owner.module
+                                  : child != nullptr && *child == owner.module;
   });
 }
 
@@ -215,7 +230,8 @@ Report Scope::report() const {
   for (const auto& scoped : layers_) {
     LayerReport line{};
     line.name = scoped.layer.names.front();
-    line.type = c10::demangle(typeid(scoped.layer.owner()).name());
+    const auto& module = *scoped.layer.owner->module;
+    line.type = c10::demangle(typeid(module).name());
     line.action = "full precision";
     line.reason = scoped.reason;
     const auto found = tied_of.find(&scoped);
@@ -278,7 +294,7 @@ at::Tensor Scope::successor_of(const at::Tensor& operand, bool transposed) const
 
 bool Scope::covers_any(const std::unordered_set<const torch::nn::Module*>& modules) const {
   return std::ranges::any_of(
-      layers_, [&](const ScopedLayer& scoped) { return modules.contains(&scoped.layer.owner()); });
+      layers_, [&](const ScopedLayer& scoped) { return modules.contains(scoped.layer.owner->module.get()); });
 }
 
 }  // namespace te_int8::inline v0::detail

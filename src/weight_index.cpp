@@ -20,7 +20,7 @@ Scope::Index::Index(const std::vector<ScopedLayer>& layers) {
     tied[weight.defined() ? group->second : tied.size() - 1].layers.push_back(&scoped);
     const auto& original = scoped.layer.weight();
     handles_.push_back(
-        {&original, scoped.replacement ? &scoped.replacement->weight : &original,
+        {&original, scoped.replacement ? &scoped.replacement->own_weight(scoped.layer.place) : &original,
          weight.unsafeGetTensorImpl()});
     if (!scoped.quantized) std::swap(handles_.back(), handles_[full_precision_++]);
   }

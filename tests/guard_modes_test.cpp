@@ -165,7 +165,7 @@ TEST_CASE("the layer in the tree computes when it is called itself", "[guard][mo
 
 TEST_CASE("a QuantizedLinear refuses what it cannot do", "[guard][modes]") {
   CHECK(error_of([] { te_int8::QuantizedLinear(std::shared_ptr<nn::LinearImpl>()); })
-            .find("te_int8::QuantizedLinear: expected a Linear, got a null pointer") == 0);
+            .find("te_int8::Quantized: expected a torch::nn::LinearImpl, got a null pointer") == 0);
   nn::Linear linear(8, 4);
   CHECK(error_of([&] { te_int8::QuantizedLinear(linear.ptr(), Mode::QAT, Recipe().exclude({"a"})); })
             .find("te_int8::QuantizedLinear: expected a recipe without include") == 0);

@@ -47,6 +47,22 @@ inline Tensor int8_result(const nn::LinearImpl& layer, const Tensor& x) {
   return int8_result(x, layer.weight, layer.bias, x.scalar_type());
 }
 
+/// Dequantized as the definition of straight-through gradients says: float(code) * scale.
+inline Tensor dequantized(const Tensor& x) {
+  const torch::NoGradGuard no_grad;
+  const auto [codes, scales] = te_int8::ops::quantize_rows(x.detach());
+  return codes.to(torch::kFloat) * scales.unsqueeze(-1);
+}
+
+/// The values of `quantized` with the gradient of `x`.
+inline Tensor straight_through(const Tensor& x) { return dequantized(x) + (x - x.detach()); }
+
+/// What a quantized layer computes, by plain LibTorch operations in fp32.
+inline Tensor fake_quantized_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const auto y = straight_through(x).matmul(straight_through(weight).t());
+  return bias.defined() ? y + bias : y;
+}
+
 // ---- Models ---------------------------------------------------------------------------------------
 
 /// Layers as typed members, as most LibTorch programs have them.

@@ -5,16 +5,6 @@ using namespace te_int8_test;
 
 namespace {
 
-/// Dequantized as the definition of straight-through gradients says: float(code) * scale.
-Tensor dequantized(const Tensor& x) {
-  const torch::NoGradGuard no_grad;
-  const auto [codes, scales] = te_int8::ops::quantize_rows(x.detach());
-  return codes.to(torch::kFloat) * scales.unsqueeze(-1);
-}
-
-/// The values of `quantized` with the gradient of `x`.
-Tensor straight_through(const Tensor& x) { return dequantized(x) + (x - x.detach()); }
-
 /// An embedding whose weight is the head's too.
 struct TiedImpl : nn::Module {
   TiedImpl() {
@@ -37,8 +27,7 @@ TEST_CASE("gradients are those of fake quantization in plain operations", "[guar
   Mlp model;
   const auto x = torch::randn(shape).set_requires_grad(true);
   const auto linear = [](const nn::LinearImpl& layer, const Tensor& input) {
-    const auto y = straight_through(input).matmul(straight_through(layer.weight).t());
-    return layer.bias.defined() ? y + layer.bias : y;
+    return fake_quantized_linear(input, layer.weight, layer.bias);
   };
   const auto hidden = torch::relu(linear(*model->fc1, x));
   const auto y = linear(*model->head, torch::relu(linear(*model->fc2, hidden)));

@@ -5,6 +5,7 @@
 #include <te_int8/config.h>
 #include <te_int8/diagnostics.h>
 #include <te_int8/guard.h>
+#include <te_int8/modules.h>
 #include <te_int8/operators.h>
 #include <te_int8/quantized_linear.h>
 #include <te_int8/recipe.h>

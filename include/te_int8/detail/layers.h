@@ -7,14 +7,13 @@
 #include <typeinfo>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include <c10/util/Type.h>
 #include <torch/nn/module.h>
-#include <torch/nn/modules/activation.h>
-#include <torch/nn/modules/linear.h>
 
-#include <te_int8/quantized_linear.h>
+#include <te_int8/modules.h>
 
 namespace te_int8::inline v0::detail {
 
@@ -25,21 +24,27 @@ struct Slot {
   std::shared_ptr<torch::nn::Module> child;  ///< what was there
 };
 
+/// A module that has weights.
+struct Owner {
+  std::shared_ptr<torch::nn::Module> module;
+  std::shared_ptr<const ModuleType> type;
+  std::vector<Slot> slots;  ///< where a replacement goes; none for the root
+
+  /// A module of a derived type keeps its type and is only routed.
+  bool replaceable() const {
+    return type->replacement != nullptr && !slots.empty() && type->type == typeid(*module);
+  }
+};
+
 /// A weight [N,K] with its bias, and the module that owns them.
 struct Layer {
-  std::shared_ptr<torch::nn::LinearImpl> linear;                 ///< a Linear, or
-  std::shared_ptr<torch::nn::MultiheadAttentionImpl> attention;  ///< an attention's in-projection
+  std::shared_ptr<const Owner> owner;
+  std::size_t place;               ///< among the weights of its owner
+  Weight handles;
   std::vector<std::string> names;  ///< qualified; several where the module is registered twice
-  std::vector<Slot> slots;         ///< where a replacement goes; none for the root
-  bool replaceable = false;        ///< exactly LinearImpl; a subclass keeps its type and is routed
 
-  const torch::nn::Module& owner() const {
-    return linear ? static_cast<const torch::nn::Module&>(*linear) : *attention;
-  }
-  const torch::Tensor& weight() const {
-    return linear ? linear->weight : attention->in_proj_weight;
-  }
-  const torch::Tensor& bias() const { return linear ? linear->bias : attention->in_proj_bias; }
+  const torch::Tensor& weight() const { return *handles.weight; }
+  torch::Tensor bias() const { return handles.bias == nullptr ? torch::Tensor() : *handles.bias; }
 };
 
 /// A module with parameters of its own that no scope quantizes.
@@ -77,32 +82,25 @@ class LayerFinder {
   void visit(
       const std::shared_ptr<torch::nn::Module>& child, const std::string& name, const Slot* slot) {
     auto target = child;
-    if (const auto* quantized = dynamic_cast<const QuantizedLinearImpl*>(target.get())) {
-      if (!quantized->belongs_to_scope()) {
+    if (const auto* replacement = dynamic_cast<const Replacement*>(target.get())) {
+      if (!replacement->belongs_to_scope()) {
         add_other(name, *target, "quantizes itself, whatever the scope says");
         return;
       }
-      target = quantized->original();  // an outer scope is over it
+      target = replacement->original_module();  // an outer scope is over it
     }
-    if (auto linear = std::dynamic_pointer_cast<torch::nn::LinearImpl>(target)) {
-      auto& layer = layer_of(target.get());
-      layer.replaceable = typeid(*linear) == typeid(torch::nn::LinearImpl);
-      layer.linear = std::move(linear);
-      layer.names.push_back(name);
-      if (slot != nullptr) add_slot(layer, *slot);
-    } else if (
-        auto attention = std::dynamic_pointer_cast<torch::nn::MultiheadAttentionImpl>(target)) {
-      if (attention->in_proj_weight.defined() && attention->in_proj_weight.numel() > 0) {
-        auto& layer = layer_of(target.get());
-        layer.attention = attention;
-        layer.names.push_back(join(name, "in_proj"));
-      } else {
-        add_other(
-            join(name, "in_proj"), *target,
-            "LibTorch's attention asserts with key or value sizes of their own");
+    const auto type = module_type_of(*target);
+    if (type != nullptr && type->weights) {
+      const auto& found = found_at(target, type, name);
+      if (slot != nullptr) add_slot(*found.owner, *slot);
+      for (std::size_t i = 0; i < found.count; ++i) {
+        auto& layer = found_.layers[found.first + i];
+        layer.names.push_back(layer.handles.name.empty() ? name : join(name, layer.handles.name));
       }
     } else if (!target->named_parameters(/*recurse=*/false).is_empty()) {
-      add_other(name, *target, "not a Linear and not an attention projection");
+      add_other(
+          name, *target,
+          type != nullptr ? type->reason : "an unknown type of modules; te_int8::register_module tells of its weights");
     }
     for (const auto& item : target->named_children()) {
       if (item.value() == nullptr) continue;
@@ -112,23 +110,54 @@ class LayerFinder {
   }
 
   /// A parent that is registered twice comes by twice with the same slot.
-  static void add_slot(Layer& layer, const Slot& slot) {
+  static void add_slot(Owner& owner, const Slot& slot) {
     const auto same = [&](const Slot& s) { return s.parent == slot.parent && s.key == slot.key; };
-    if (std::ranges::none_of(layer.slots, same)) layer.slots.push_back(slot);
+    if (std::ranges::none_of(owner.slots, same)) owner.slots.push_back(slot);
   }
 
-  Layer& layer_of(const torch::nn::Module* module) {
-    const auto [it, added] = index_.try_emplace(module, found_.layers.size());
-    if (added) found_.layers.emplace_back();
-    return found_.layers[it->second];
+  /// The layers of an owner are next to each other.
+  struct Found {
+    std::shared_ptr<Owner> owner;
+    std::size_t first, count;
+  };
+  const Found& found_at(
+      const std::shared_ptr<torch::nn::Module>& module, const std::shared_ptr<const ModuleType>& type,
+      const std::string& name) {
+    const auto [it, added] = owners_.try_emplace(module.get());
+    auto& found = it->second;
+    if (!added) return found;
+    auto owner = std::make_shared<Owner>(Owner{module, type, {}});
+    auto weights = type->weights(*module);
+    if (!type->has_weights_only) add_other_parameters(name, *module, weights);
+    found = {owner, found_.layers.size(), weights.size()};
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      found_.layers.push_back({owner, i, std::move(weights[i]), {}});
+    }
+    return found;
   }
-  void add_other(const std::string& name, const torch::nn::Module& other, const char* reason) {
-    if (!others_.insert(&other).second) return;
-    found_.others.push_back({name, c10::demangle(typeid(other).name()), reason});
+
+  void add_other_parameters(const std::string& name, const torch::nn::Module& module, const Weights& weights) {
+    const auto is = [](const torch::Tensor* handle, const torch::Tensor& parameter) {
+      return handle != nullptr && handle->is_same(parameter);
+    };
+    for (const auto& item : module.named_parameters(/*recurse=*/false)) {
+      const bool known = std::ranges::any_of(
+          weights, [&](const Weight& w) { return is(w.weight, item.value()) || is(w.bias, item.value()); });
+      if (!known) {
+        add(join(name, item.key()), module, "a parameter that is not among the weights of its module's type");
+      }
+    }
+  }
+
+  void add_other(const std::string& name, const torch::nn::Module& other, const std::string& reason) {
+    if (others_.insert(&other).second) add(name, other, reason);
+  }
+  void add(const std::string& name, const torch::nn::Module& module, const std::string& reason) {
+    found_.others.push_back({name, c10::demangle(typeid(module).name()), reason});
   }
 
   ModelLayers found_;
-  std::unordered_map<const torch::nn::Module*, std::size_t> index_;
+  std::unordered_map<const torch::nn::Module*, Found> owners_;
   std::unordered_set<const torch::nn::Module*> others_;
 };
 

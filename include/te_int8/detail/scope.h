@@ -18,6 +18,7 @@
 #include <torch/nn/module.h>
 
 #include <te_int8/detail/layers.h>
+#include <te_int8/detail/quantized_layer.h>
 #include <te_int8/recipe.h>
 #include <te_int8/report.h>
 
@@ -26,15 +27,15 @@ namespace te_int8::inline v0::detail {
 /// A layer as a scope treats it.
 struct ScopedLayer {
   Layer layer;
-  std::string reason;                                ///< why it is in full precision, or empty
-  std::shared_ptr<QuantizedLayer> quantized;         ///< null in full precision
-  std::shared_ptr<QuantizedLinearImpl> replacement;  ///< in the tree; null where only routed
+  std::string reason;                         ///< why it is in full precision, or empty
+  std::shared_ptr<QuantizedLayer> quantized;  ///< null in full precision
+  std::shared_ptr<Replacement> replacement;   ///< of its owner, in the tree; null where only routed
 
   const torch::Tensor& weight() const {
-    return replacement ? replacement->live_weight() : layer.weight();
+    return replacement ? replacement->live_weight(layer.place) : layer.weight();
   }
-  const torch::Tensor& bias() const {
-    return replacement ? replacement->live_bias() : layer.bias();
+  torch::Tensor bias() const {
+    return replacement ? replacement->live_bias(layer.place) : layer.bias();
   }
 };
 
@@ -137,6 +138,7 @@ class Scope {
 
  private:
   void configure(std::vector<Layer> layers);
+  void make_replacements();
   std::string reason_against(const std::vector<std::string>& names) const;
 
   std::shared_ptr<torch::nn::Module> root_;
@@ -145,7 +147,8 @@ class Scope {
   Backend backend_ = Backend::Auto;
   std::vector<ScopedLayer> layers_;
   std::vector<OtherModule> others_;
-  std::vector<const ScopedLayer*> replaced_;
+  /// The owners whose slots were looked at, each with what replaces it, if anything.
+  std::vector<std::pair<std::shared_ptr<const Owner>, std::shared_ptr<Replacement>>> replaced_;
   std::shared_ptr<ActivationCodes> activations_;
   mutable std::mutex index_mutex_;
   std::shared_ptr<const Index> index_;
