@@ -30,5 +30,5 @@ if(NOT te_int8_openmp)
 endif()
 list(GET te_int8_openmp 0 te_int8_openmp)
 target_link_libraries(te_int8 PRIVATE ${te_int8_openmp})
-set_source_files_properties(src/cpu/multiply.cpp src/cpu/quantize.cpp PROPERTIES
+set_source_files_properties(src/cpu/convolve.cpp src/cpu/multiply.cpp src/cpu/quantize.cpp PROPERTIES
   COMPILE_OPTIONS -fopenmp SKIP_PRECOMPILE_HEADERS ON)

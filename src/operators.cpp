@@ -81,6 +81,14 @@ void add_scaled_mm_(
   self.add_(ops::scaled_mm(a, b, a_scales, b_scales));
 }
 
+Tensor scaled_convolution(
+    const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
+    const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    int64_t groups, OptionalType out_dtype) {
+  return reference::scaled_convolution(
+      a, b, a_scales, b_scales, bias, {stride.vec(), padding.vec(), dilation.vec(), groups}, out_dtype);
+}
+
 // ---- Operations without a gradient ----
 
 template <typename... Tensors>
@@ -142,6 +150,15 @@ Tensor scaled_mm_autograd(
   return ops::scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
 }
 
+Tensor scaled_convolution_autograd(
+    const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
+    const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    int64_t groups, OptionalType out_dtype) {
+  forbid_gradient("scaled_convolution", a_scales, b_scales, bias);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return ops::scaled_convolution(a, b, a_scales, b_scales, bias, stride, padding, dilation, groups, out_dtype);
+}
+
 void add_scaled_mm_autograd_(
     Tensor& self, const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales) {
   forbid_gradient("add_scaled_mm_", self, a_scales, b_scales);
@@ -201,6 +218,9 @@ TORCH_LIBRARY(te_int8, m) {
   m.def(
       "add_scaled_mm_(Tensor(a!) self, Tensor a, Tensor b, Tensor? a_scales=None, Tensor? b_scales=None) -> ()");
   m.def(
+      "scaled_convolution(Tensor a, Tensor b, Tensor? a_scales, Tensor? b_scales, Tensor? bias, int[] stride, int[] "
+      "padding, int[] dilation, int groups=1, *, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias=None, *, bool int8_output=True, bool "
       "int8_grad_input=False, bool int8_grad_weight=False, str x_granularity=\"row\", str "
       "weight_granularity=\"row\", ScalarType? out_dtype=None) -> Tensor");
@@ -218,6 +238,7 @@ TORCH_LIBRARY_IMPL(te_int8, CompositeExplicitAutograd, m) {
   m.impl("dequantize", TORCH_FN(reference::dequantize));
   m.impl("scaled_mm", TORCH_FN(reference::scaled_mm));
   m.impl("add_scaled_mm_", TORCH_FN(add_scaled_mm_));
+  m.impl("scaled_convolution", TORCH_FN(scaled_convolution));
   m.impl("linear", TORCH_FN(linear));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized));
 }
@@ -231,6 +252,7 @@ TORCH_LIBRARY_IMPL(te_int8, Autograd, m) {
   m.impl("dequantize", TORCH_FN(dequantize_autograd));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_autograd));
   m.impl("add_scaled_mm_", TORCH_FN(add_scaled_mm_autograd_));
+  m.impl("scaled_convolution", TORCH_FN(scaled_convolution_autograd));
   m.impl("linear", TORCH_FN(linear));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized));
 }

@@ -3,7 +3,7 @@
 #include <torch/library.h>
 #include <torch/torch.h>
 
-#include <te_int8/detail/checks.h>
+#include <te_int8/detail/convolution.h>
 #include <te_int8/operators.h>
 
 namespace te_int8::inline v0 {
@@ -76,6 +76,16 @@ void add_scaled_mm_meta_(
   detail::check_add_scaled_mm(self, a, b, a_scales, b_scales);
 }
 
+Tensor scaled_convolution_meta(
+    const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
+    const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    int64_t groups, OptionalType out_dtype) {
+  const detail::ConvolutionGeometry geometry{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const auto dtype = detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  return at::empty(
+      geometry.result_sizes(a.sizes(), b.sizes()), a.options().dtype(dtype).memory_format(a.suggest_memory_format()));
+}
+
 Tensor linear_meta(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias, bool, bool, bool,
     std::string_view x_granularity, std::string_view weight_granularity, OptionalType out_dtype) {
@@ -106,6 +116,7 @@ TORCH_LIBRARY_IMPL(te_int8, Meta, m) {
   m.impl("dequantize", TORCH_FN(dequantize_meta));
   m.impl("scaled_mm", TORCH_FN(scaled_mm_meta));
   m.impl("add_scaled_mm_", TORCH_FN(add_scaled_mm_meta_));
+  m.impl("scaled_convolution", TORCH_FN(scaled_convolution_meta));
   m.impl("linear", TORCH_FN(linear_meta));
   m.impl("linear_prequantized", TORCH_FN(linear_prequantized_meta));
 }

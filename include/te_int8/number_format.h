@@ -17,6 +17,7 @@
 #include <torch/types.h>
 
 #include <te_int8/detail/checks.h>
+#include <te_int8/detail/convolution.h>
 
 namespace te_int8::inline v0::reference {
 
@@ -139,6 +140,42 @@ inline at::Tensor scaled_mm(
   const auto dtype = te_int8::detail::check_scaled_mm(a, b, a_scales, b_scales, bias, out_dtype);
   const auto sums = detail::exact_sums(a, b);
   return dtype == at::kInt ? sums.to(at::kInt) : epilogue(sums, a_scales, b_scales, bias, dtype);
+}
+
+namespace detail {
+
+/// a [N,C,*] convolved with b [O,C/groups,*], every sum exact: integers of at most 2^24 in fp32, or of at most 2^53 in
+/// double, without cuDNN, whose transforms are not exact.
+inline at::Tensor exact_convolution(
+    const at::Tensor& a, const at::Tensor& b, const te_int8::detail::ConvolutionGeometry& geometry) {
+  const auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
+  if (a.numel() == 0 || b.numel() == 0) return at::zeros(sizes, a.options().dtype(at::kInt));
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const auto type = !a.is_cuda() && b.numel() / b.size(0) <= 1024 ? at::kFloat : at::kDouble;
+  return at::_convolution(
+             a.to(type), b.to(type), {}, geometry.stride, geometry.padding, geometry.dilation, /*transposed=*/false,
+             std::vector<int64_t>(geometry.stride.size(), 0), geometry.groups, /*benchmark=*/false,
+             /*deterministic=*/false, /*cudnn_enabled=*/false, /*allow_tf32=*/false)
+      .add_(0);
+}
+
+}  // namespace detail
+
+/// See ops::scaled_convolution.
+inline at::Tensor scaled_convolution(
+    const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales,
+    const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias,
+    const te_int8::detail::ConvolutionGeometry& geometry, std::optional<at::ScalarType> out_dtype) {
+  const auto dtype = te_int8::detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  const auto sums = detail::exact_convolution(a, b, geometry);
+  if (dtype == at::kInt) return sums.to(at::kInt);
+  // The epilogue of a matrix whose rows are the positions and whose columns are the output channels.
+  const auto by_channel = sums.movedim(1, -1);
+  const auto positions = c10::multiply_integers(sums.sizes().slice(2));
+  auto of_rows = a_scales;
+  if (a_scales && a_scales->size(0) == a.size(0)) of_rows = a_scales->repeat_interleave(positions);
+  const auto rows = epilogue(by_channel.reshape({sums.size(0) * positions, sums.size(1)}), of_rows, b_scales, bias, dtype);
+  return rows.view(by_channel.sizes()).movedim(-1, 1).contiguous(a.suggest_memory_format());
 }
 
 }  // namespace te_int8::inline v0::reference

@@ -94,6 +94,24 @@ inline void add_scaled_mm_(
   op.call(self, a, b, detail::present(a_scales), detail::present(b_scales));
 }
 
+/// int8 codes a [N,C,*] convolved with b [O,C/groups,*], 1 to 3 spatial dimensions with one value of stride, padding (of
+/// zeros) and dilation for each -> [N,O,*]: (float(sum) * a_scales[n]) * b_scales[o] + bias[o], in fp32, then cast to
+/// out_dtype (fp32 by default; int32 gives the raw sums and takes no scales or bias). a_scales [N] or [1], b_scales [O]
+/// or [1]; absent: 1. The result is in channels-last memory where a is, else contiguous.
+inline at::Tensor scaled_convolution(
+    const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& a_scales,
+    const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups = 1,
+    std::optional<at::ScalarType> out_dtype = {}) {
+  static const auto op = detail::find("scaled_convolution").typed<at::Tensor(
+      const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
+      const std::optional<at::Tensor>&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t,
+      std::optional<at::ScalarType>)>();
+  return op.call(
+      a, b, detail::present(a_scales), detail::present(b_scales), detail::present(bias), stride, padding, dilation,
+      groups, out_dtype);
+}
+
 /// x [*,K] W [N,K]^T + bias [N] -> [*,N], differentiable by straight-through estimation. The result
 /// has x's dtype, or out_dtype; a granularity is "row" or "tensor".
 inline at::Tensor linear(

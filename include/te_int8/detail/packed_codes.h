@@ -7,6 +7,7 @@
 #include <torch/types.h>
 
 #include <te_int8/config.h>
+#include <te_int8/detail/convolution.h>
 
 namespace te_int8::inline v0::detail {
 
@@ -23,5 +24,17 @@ TE_INT8_API at::Tensor pack_codes(const at::Tensor& codes);
 TE_INT8_API at::Tensor scaled_mm_packed(
     const at::Tensor& a, const at::Tensor& packed, int64_t columns, const std::optional<at::Tensor>& a_scales,
     const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias, at::ScalarType dtype);
+
+/// Whether scaled_convolution_packed takes a weight of sizes [O,C/groups,*].
+TE_INT8_API bool can_pack_windows(at::IntArrayRef weight, int64_t groups);
+
+/// A convolution's int8 weight as a matrix [O, *window x C/groups] with channels last -> its groups' panels.
+TE_INT8_API at::Tensor pack_windows(const at::Tensor& codes, int64_t groups);
+
+/// ops::scaled_convolution with b, of sizes `weight`, packed.
+TE_INT8_API at::Tensor scaled_convolution_packed(
+    const at::Tensor& a, const at::Tensor& packed, at::IntArrayRef weight, const std::optional<at::Tensor>& a_scales,
+    const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias, const ConvolutionGeometry& geometry,
+    at::ScalarType dtype);
 
 }  // namespace te_int8::inline v0::detail

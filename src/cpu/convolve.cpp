@@ -1,0 +1,273 @@
+// The back end "cpu": convolutions of codes as products of windows and panels (kernels.h). A block of windows is copied
+// from the input's codes, channels last, to rows of a matrix as it is multiplied; the matrix as a whole never exists.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include <torch/library.h>
+#include <torch/types.h>
+
+#include <te_int8/detail/packed_codes.h>
+#include <te_int8/number_format.h>
+
+#include "isa.h"
+#include "memory.h"
+#include "parallel.h"
+#include "transpose.h"
+
+namespace te_int8::inline v0 {
+namespace {
+
+using at::Tensor;
+using cpu::grain, cpu::in_parallel, cpu::kernels, cpu::leave_to_reference;
+using detail::ConvolutionGeometry;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kCodesInCache = 768 * 1024;  ///< of a block of windows, which are multiplied while the cache has them
+/// Output channels of a group, below which most of a panel would be empty: depthwise convolutions, by the reference.
+constexpr int64_t kFewChannels = 8;
+
+/// Where the windows lie, in three spatial dimensions whatever there are.
+struct Windows {
+  std::array<int64_t, 3> size{1, 1, 1}, window{1, 1, 1}, positions{1, 1, 1}, stride{1, 1, 1}, padding{0, 0, 0}, dilation{1, 1, 1};
+  int64_t samples, channels, group_channels;
+
+  Windows(at::IntArrayRef a, at::IntArrayRef b, const ConvolutionGeometry& geometry)
+      : samples(a[0]), channels(a[1]), group_channels(b[1]) {
+    const auto dimensions = geometry.stride.size();
+    for (std::size_t i = 0; i < dimensions; ++i) {
+      const auto to = 3 - dimensions + i;
+      size[to] = a[i + 2];
+      window[to] = b[i + 2];
+      positions[to] = geometry.positions(i, size[to], window[to]);
+      stride[to] = geometry.stride[i];
+      padding[to] = geometry.padding[i];
+      dilation[to] = geometry.dilation[i];
+    }
+  }
+  int64_t per_sample() const { return positions[0] * positions[1] * positions[2]; }
+  int64_t count() const { return samples * per_sample(); }
+  int64_t depth() const { return window[0] * window[1] * window[2] * group_channels; }
+  /// Windows in a block: whole twelves, which the kernels multiply at once, and blocks of like size, which threads share
+  /// out. The larger they are, the less often the weights are read.
+  int64_t block() const {
+    const auto most = std::clamp<int64_t>(kCodesInCache / (depth() + 64) / 12, 1, 16) * 12;
+    const auto blocks = (count() + most - 1) / most;
+    return (count() + 12 * blocks - 1) / (12 * blocks) * 12;
+  }
+};
+
+/// Windows as rows of codes in the order [*window, channels of the group], padded as scaled_mm's rows are, with their sums.
+class Block {
+ public:
+  Block(const int8_t* codes, const Windows& windows)
+      : x_(codes), w_(windows), padded_(cpu::padded_depth(windows.depth())), ld_(padded_ + 64) {}
+
+  void load(int64_t first, int64_t rows, int64_t group) {
+    codes_.resize(static_cast<std::size_t>(rows * ld_));
+    sums_.resize(static_cast<std::size_t>(rows));
+    for (int64_t row = 0; row < rows; ++row) {
+      auto* to = codes_.data() + row * ld_;
+      std::fill(copy_window(first + row, group, to), to + padded_, int8_t{0});
+      sums_[static_cast<std::size_t>(row)] = kernels().row_sum(to, padded_);
+    }
+  }
+  void multiply(int64_t rows, const uint8_t* panel, int64_t columns, const cpu::Epilogue& epilogue) const {
+    kernels().multiply(codes_.data(), ld_, sums_.data(), rows, panel, padded_, columns, epilogue);
+  }
+
+ private:
+  int8_t* copy_window(int64_t place, int64_t group, int8_t* to) const {
+    const int64_t sample = place / w_.per_sample(), position = place % w_.per_sample();
+    const int64_t column = position % w_.positions[2], row = position / w_.positions[2] % w_.positions[1],
+                  slice = position / w_.positions[2] / w_.positions[1];
+    for (int64_t i = 0; i < w_.window[0]; ++i) {
+      const int64_t z = slice * w_.stride[0] - w_.padding[0] + i * w_.dilation[0];
+      for (int64_t j = 0; j < w_.window[1]; ++j) {
+        const int64_t y = row * w_.stride[1] - w_.padding[1] + j * w_.dilation[1];
+        const bool inside = z >= 0 && z < w_.size[0] && y >= 0 && y < w_.size[1];
+        const int64_t line = ((sample * w_.size[0] + z) * w_.size[1] + y) * w_.size[2];
+        to = copy_line(inside, line, column * w_.stride[2] - w_.padding[2], group, to);
+      }
+    }
+    return to;
+  }
+
+  /// The values of a window in one line of the input, from `begin` on, which may lie outside.
+  int8_t* copy_line(bool inside, int64_t line, int64_t begin, int64_t group, int8_t* to) const {
+    const int64_t count = w_.window[2], channels = w_.group_channels;
+    if (!inside) return std::fill_n(to, count * channels, int8_t{0});
+    if (w_.dilation[2] == 1 && channels == w_.channels) {  // whole pixels that lie side by side
+      const int64_t from = std::clamp<int64_t>(-begin, 0, count), until = std::clamp<int64_t>(w_.size[2] - begin, from, count);
+      to = std::fill_n(to, from * channels, int8_t{0});
+      to = std::copy_n(x_ + (line + begin + from) * channels, (until - from) * channels, to);
+      return std::fill_n(to, (count - until) * channels, int8_t{0});
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t x = begin + i * w_.dilation[2];
+      const bool in_line = x >= 0 && x < w_.size[2];
+      to = in_line ? std::copy_n(x_ + (line + x) * w_.channels + group * channels, channels, to)
+                   : std::fill_n(to, channels, int8_t{0});
+    }
+    return to;
+  }
+
+  const int8_t* x_;
+  const Windows& w_;
+  int64_t padded_, ld_;
+  std::vector<int8_t> codes_;
+  std::vector<int32_t> sums_;
+};
+
+/// Values for all columns of all panels of all groups, so that kernels read whole vectors; empty where there are none.
+std::vector<float> by_panel(const OptionalTensor& values, int64_t groups, int64_t channels) {
+  if (!values) return {};
+  const auto dense = values->resolve_neg().to(at::kFloat).expand({groups * channels}).contiguous();
+  const auto* from = dense.const_data_ptr<float>();
+  const int64_t padded = cpu::panels(channels) * cpu::kPanel;
+  std::vector<float> result(static_cast<std::size_t>(groups * padded), 0.0F);
+  for (int64_t group = 0; group < groups; ++group) std::copy_n(from + group * channels, channels, result.begin() + group * padded);
+  return result;
+}
+
+/// A scale for each window.
+std::vector<float> by_window(const OptionalTensor& scales, const Windows& windows) {
+  if (!scales) return {};
+  const auto dense = scales->resolve_neg().expand({windows.samples}).contiguous();
+  std::vector<float> result;
+  result.reserve(static_cast<std::size_t>(windows.count()));
+  for (int64_t n = 0; n < windows.samples; ++n) {
+    result.insert(result.end(), static_cast<std::size_t>(windows.per_sample()), dense.const_data_ptr<float>()[n]);
+  }
+  return result;
+}
+
+/// Results [rows, kPanel] go to `out` [samples, channels, per_sample], from `channel` on, for the windows from `first` on.
+template <typename Element>
+void store_by_channel(
+    const Element* results, int64_t rows, int64_t columns, Element* out, int64_t channels, int64_t per_sample, int64_t first,
+    int64_t channel) {
+  for (int64_t row = 0; row < rows;) {
+    const int64_t sample = (first + row) / per_sample, position = (first + row) % per_sample;
+    const int64_t now = std::min(rows - row, per_sample - position);
+    cpu::transpose(
+        results + row * cpu::kPanel, cpu::kPanel, now, columns, out + (sample * channels + channel) * per_sample + position,
+        per_sample);
+    row += now;
+  }
+}
+
+void store_by_channel(
+    int64_t element, const char* results, int64_t rows, int64_t columns, void* out, int64_t channels, int64_t per_sample,
+    int64_t first, int64_t channel) {
+  const auto store = [&](auto unit) {
+    using Element = decltype(unit);
+    store_by_channel(
+        reinterpret_cast<const Element*>(results), rows, columns, static_cast<Element*>(out), channels, per_sample, first,
+        channel);
+  };
+  element == 2 ? store(uint16_t{}) : element == 4 ? store(uint32_t{}) : store(uint64_t{});
+}
+
+/// [N,C,*] -> [N,*,C], dense.
+Tensor channels_last(const Tensor& a) {
+  if (!a.is_contiguous() || a.numel() == 0) return a.movedim(1, -1).contiguous();
+  const auto result = cpu::empty(a.movedim(1, -1).sizes(), at::kChar);
+  const int64_t channels = a.size(1), positions = a.numel() / a.size(0) / channels;
+  constexpr int64_t kPart = 256;  // positions that are transposed at once
+  const int64_t parts = (positions + kPart - 1) / kPart;
+  in_parallel(a.size(0) * parts, grain(kPart * channels), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task % parts * kPart, sample = task / parts * channels * positions;
+      cpu::transpose(
+          a.const_data_ptr<int8_t>() + sample + first, positions, channels, std::min(kPart, positions - first),
+          result.data_ptr<int8_t>() + sample + first * channels, channels);
+    }
+  });
+  return result;
+}
+
+Tensor scaled_convolution(
+    const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
+    const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    int64_t groups, std::optional<at::ScalarType> out_dtype) {
+  const ConvolutionGeometry geometry{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const auto dtype = detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  if (!detail::can_pack_windows(b.sizes(), groups) || leave_to_reference()) {
+    return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  }
+  const auto windows = channels_last(b).view({b.size(0), -1});
+  return detail::scaled_convolution_packed(
+      a, detail::pack_windows(windows, groups), b.sizes(), a_scales, b_scales, bias, geometry, dtype);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(te_int8, CPU, m) { m.impl("scaled_convolution", TORCH_FN(scaled_convolution)); }
+
+namespace detail {
+
+bool can_pack_windows(at::IntArrayRef weight, int64_t groups) {
+  return c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth && weight[0] / groups >= kFewChannels;
+}
+
+Tensor pack_windows(const Tensor& codes, int64_t groups) {
+  if (groups == 1) return pack_codes(codes);
+  std::vector<Tensor> panels;
+  for (const auto& group : codes.chunk(groups)) panels.push_back(pack_codes(group));
+  return at::cat(panels);
+}
+
+Tensor scaled_convolution_packed(
+    const Tensor& a, const Tensor& packed, at::IntArrayRef weight, const OptionalTensor& a_scales,
+    const OptionalTensor& b_scales, const OptionalTensor& bias, const ConvolutionGeometry& geometry, at::ScalarType dtype) {
+  const Windows windows(a.sizes(), weight, geometry);
+  const auto sizes = geometry.result_sizes(a.sizes(), weight);
+  const auto format = a.suggest_memory_format();
+  const bool by_channel = format == at::MemoryFormat::Contiguous;
+  // [N,*,O] where channels are last.
+  auto result_sizes = sizes;
+  if (!by_channel) std::rotate(result_sizes.begin() + 1, result_sizes.begin() + 2, result_sizes.end());
+  const auto result = cpu::empty(result_sizes, dtype);
+  if (result.numel() == 0) return by_channel ? result : result.movedim(-1, 1);
+
+  const auto x = channels_last(a);
+  const int64_t channels = weight[0], group_channels = channels / geometry.groups, panels = cpu::panels(group_channels);
+  const auto x_scales = by_window(a_scales, windows);
+  const auto w_scales = by_panel(b_scales, geometry.groups, group_channels), added = by_panel(bias, geometry.groups, group_channels);
+  const auto* panel_at = packed.const_data_ptr<uint8_t>();
+  const int64_t panel_bytes = cpu::panel_bytes(windows.depth());
+  auto* out = static_cast<char*>(result.mutable_data_ptr());
+  const auto element = static_cast<int64_t>(result.element_size());
+  const int64_t block_size = windows.block(), blocks = (windows.count() + block_size - 1) / block_size;
+  const int64_t per_block = geometry.groups * panels;
+
+  in_parallel(blocks * per_block, grain(block_size * cpu::kPanel * (windows.depth() + 32) / 64), [&](int64_t begin, int64_t end) {
+    Block block(x.const_data_ptr<int8_t>(), windows);
+    std::vector<char> results(by_channel ? static_cast<std::size_t>(block_size * cpu::kPanel * element) : 0);
+    int64_t loaded = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / per_block * block_size, rows = std::min(block_size, windows.count() - first);
+      const int64_t place = task % per_block, group = place / panels, column = place % panels * cpu::kPanel;
+      if (std::exchange(loaded, task / panels) != task / panels) block.load(first, rows, group);
+      const int64_t columns = std::min(cpu::kPanel, group_channels - column), channel = group * group_channels + column;
+      const cpu::Epilogue epilogue{
+          .type = cpu::type_of(dtype),
+          .out = by_channel ? static_cast<void*>(results.data()) : out + (first * channels + channel) * element,
+          .ld = by_channel ? cpu::kPanel : channels,
+          .x_scales = x_scales.empty() ? nullptr : x_scales.data() + first,
+          .x_step = x_scales.empty() ? 0 : 1,
+          .w_scales = w_scales.empty() ? nullptr : w_scales.data() + place * cpu::kPanel,
+          .bias = added.empty() ? nullptr : added.data() + place * cpu::kPanel};
+      block.multiply(rows, panel_at + place * panel_bytes, columns, epilogue);
+      if (by_channel) {
+        store_by_channel(element, results.data(), rows, columns, out, channels, windows.per_sample(), first, channel);
+      }
+    }
+  });
+  return by_channel ? result : result.movedim(-1, 1);
+}
+
+}  // namespace detail
+}  // namespace te_int8::inline v0
