@@ -16,14 +16,16 @@ namespace {
 /// Several weights may lie in one storage, as aliases or as parts of each other: the one that the
 /// operand was made from comes first, then one that it is the whole of.
 std::optional<Match> match_in(
-    const Scope::Index& index, const torch::Tensor& operand, bool transposed) {
+    const Scope::Index& index, const torch::Tensor& operand, bool transposed, Operation operation) {
   const auto found = index.by_storage.find(operand.storage().unsafeGetStorageImpl());
   if (found == index.by_storage.end()) return std::nullopt;
   const auto& candidates = found->second;
   const auto* base = candidates.size() > 1 ? base_of(operand).unsafeGetTensorImpl() : nullptr;
   std::optional<Match> best;
   for (const auto* layers : candidates) {
-    auto part = rows_of(layers->weight(), operand, transposed);
+    if (layers->operation() != operation) continue;
+    auto part = operation == Operation::Linear ? rows_of(layers->weight(), operand, transposed)
+                                               : whole_of(layers->weight(), operand);
     if (!part) continue;
     if (layers->weight().unsafeGetTensorImpl() == base) return Match{layers, std::move(*part)};
     const bool whole = operand.size(transposed ? 1 : 0) == layers->weight().size(0);
@@ -41,14 +43,14 @@ std::optional<RoutedLayer> in_int8(RoutedLayer routed) {
 /// A thread that has the key but no membership: autograd's, which inherit the key of the thread that
 /// called backward. Any open scope counts, the latest first. Any other thread got the key from a block
 /// that put LibTorch's thread-local state back, computes in full precision and gives the key up.
-std::optional<RoutedLayer> find_inherited(const torch::Tensor& operand, bool transposed) {
+std::optional<RoutedLayer> find_inherited(const torch::Tensor& operand, bool transposed, Operation operation) {
   const bool in_autograd = torch::autograd::get_current_graph_task_id() != -1;
   {
     const std::lock_guard lock(registry_mutex());
     auto& scopes = live_scopes();
     for (auto live = scopes.rbegin(); live != scopes.rend(); ++live) {
       auto index = live->scope->index();
-      auto match = match_in(*index, operand, transposed);
+      auto match = match_in(*index, operand, transposed, operation);
       if (!match) continue;
       if (in_autograd) return in_int8({std::move(*match), live->scope, std::move(index)});
       TORCH_WARN_ONCE(
@@ -72,10 +74,10 @@ bool may_be_a_transpose(const torch::Tensor& operand) {
 
 }  // namespace
 
-std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed) {
-  if (operand.dim() != 2 || !operand.has_storage()) return std::nullopt;
+std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed, Operation operation) {
+  if (!has_dimensions_for(operation, operand.dim()) || !operand.has_storage()) return std::nullopt;
   auto& frames = thread_frames();
-  if (frames.empty()) return find_inherited(operand, transposed);
+  if (frames.empty()) return find_inherited(operand, transposed, operation);
   if (!std::ranges::all_of(
           frames, [](const Frame& frame) { return frame.membership->open.load(); })) {
     prune_frames();  // another thread has ended a scope of this one: its model is not ours to keep
@@ -88,7 +90,7 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
       if (frame->index->full_precision_assigned()) {
         scope.rebuild_index();
         again = true;
-      } else if (auto match = match_in(*frame->index, operand, transposed); match && !again) {
+      } else if (auto match = match_in(*frame->index, operand, transposed, operation); match && !again) {
         return in_int8({std::move(*match)});
       }
     }
@@ -96,10 +98,10 @@ std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transpo
     for (auto& frame : frames) {
       auto& scope = *frame.membership->scope;
       if (!frame.index->assigned() && !frame.index->moved(operand)) continue;
-      const auto successor = scope.successor_of(operand, transposed);
+      const auto successor = scope.successor_of(operand, transposed, operation);
       scope.rebuild_index();
       if (successor.defined()) {
-        return find_layer(transposed ? successor.t() : successor, transposed);
+        return find_layer(transposed ? successor.t() : successor, transposed, operation);
       }
       again = true;
     }

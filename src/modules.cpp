@@ -51,6 +51,20 @@ Weights weights_of_attention(torch::nn::MultiheadAttentionImpl& m) {
 }
 
 template <typename... Modules>
+void add_convolutions(ModuleTypes& types) {
+  const auto add = []<typename Module>(ModuleType type, const Module*) {
+    const auto weights = [](Module& m) { return Weights{Weight("", m.weight, m.bias).of(Operation::Convolution)}; };
+    type.weights = [weights](torch::nn::Module& m) { return weights(dynamic_cast<Module&>(m)); };
+    type.has_weights_only = true;
+    type.replacement = [weights](const std::shared_ptr<torch::nn::Module>& original) {
+      return std::make_shared<Quantized<Module>>(std::dynamic_pointer_cast<Module>(original), weights);
+    };
+    return type;
+  };
+  (types.add(add(module_type<Modules>(), static_cast<const Modules*>(nullptr))), ...);
+}
+
+template <typename... Modules>
 void add_in_full_precision(ModuleTypes& types, const std::string& reason) {
   const auto add = [&](ModuleType type) {
     type.reason = reason;
@@ -76,9 +90,9 @@ ModuleTypes& module_types() {
         LayerNormImpl, GroupNormImpl, BatchNorm1dImpl, BatchNorm2dImpl, BatchNorm3dImpl, InstanceNorm1dImpl,
         InstanceNorm2dImpl, InstanceNorm3dImpl>(*known, "norms stay in full precision");
     add_in_full_precision<EmbeddingImpl, EmbeddingBagImpl>(*known, "embeddings stay in full precision");
-    add_in_full_precision<
-        Conv1dImpl, Conv2dImpl, Conv3dImpl, ConvTranspose1dImpl, ConvTranspose2dImpl, ConvTranspose3dImpl>(
-        *known, "convolutions stay in full precision");
+    add_convolutions<Conv1dImpl, Conv2dImpl, Conv3dImpl>(*known);
+    add_in_full_precision<ConvTranspose1dImpl, ConvTranspose2dImpl, ConvTranspose3dImpl>(
+        *known, "transposed convolutions stay in full precision");
     add_in_full_precision<RNNImpl, LSTMImpl, GRUImpl, RNNCellImpl, LSTMCellImpl, GRUCellImpl>(
         *known, "recurrent layers stay in full precision: LibTorch multiplies inside of one operation");
     add_in_full_precision<BilinearImpl>(*known, "bilinear layers stay in full precision");

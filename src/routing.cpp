@@ -21,8 +21,10 @@
 #include <torch/torch.h>
 
 #include <te_int8/detail/deferred.h>
+#include <te_int8/detail/linear_layer.h>
 #include <te_int8/detail/scope.h>
 
+#include "convolutions.h"
 #include "producers.h"
 
 namespace te_int8::inline v0::detail {
@@ -34,14 +36,16 @@ constexpr c10::DispatchKeySet kBelowRouting(c10::DispatchKeySet::FULL_AFTER, kRo
 
 /// The layer for x times `operand`, if it is to compute it.
 std::optional<RoutedLayer> layer_for(const Tensor& x, const Tensor& operand, bool transposed) {
-  auto found = find_layer(operand, transposed);
-  if (found && !QuantizedLayer::accepts(x, found->match.layers->weight())) return std::nullopt;
+  auto found = find_layer(operand, transposed, Operation::Linear);
+  if (found && !LinearLayer::accepts(x, found->match.layers->weight())) return std::nullopt;
   return found;
 }
 
+LinearLayer& quantized(const TiedLayers& layers) { return static_cast<LinearLayer&>(*layers.quantized()); }
+
 Tensor call(const RoutedLayer& routed, const Tensor& x, const Tensor& bias) {
   const auto& [layers, part] = routed.match;
-  return layers->quantized()->call(x, layers->weight(), part, bias);
+  return quantized(*layers).call(x, layers->weight(), part, bias);
 }
 
 /// The biases that may be added to the rows in question: several where the weight is tied.
@@ -76,7 +80,7 @@ Tensor matmul(c10::DispatchKeySet keys, const Tensor& x, const Tensor& other) {
     if (x.dim() == 2) return call(*routed, x, {});
     // LinearImpl::forward adds the bias of other inputs afterwards.
     const auto& [layers, part] = routed->match;
-    return layers->quantized()->call_before_bias(
+    return quantized(*layers).call_before_bias(
         x, layers->weight(), part, own_biases(routed->match));
   }
   return at::_ops::matmul::redispatch(keys & kBelowRouting, x, other);
@@ -148,7 +152,8 @@ void install_routing_kernels() {
     auto& dispatcher = c10::Dispatcher::singleton();
     bool taken = dispatcher.hasBackendFallbackForDispatchKey(kRoutingKey);
     const std::initializer_list<std::pair<const char*, const char*>> operations = {
-        {"matmul", ""}, {"mm", ""}, {"addmm", ""}, {"linear", ""}, {"gelu", ""}, {"relu", ""}, {"silu", ""}, {"layer_norm", ""},
+        {"matmul", ""}, {"mm", ""}, {"addmm", ""}, {"linear", ""}, {"conv1d", ""}, {"conv2d", ""}, {"conv3d", ""},
+        {"conv1d", "padding"}, {"conv2d", "padding"}, {"conv3d", "padding"}, {"convolution", ""}, {"gelu", ""}, {"relu", ""}, {"silu", ""}, {"layer_norm", ""},
         {"add_", "Tensor"}, {"sub_", "Tensor"}, {"mul_", "Tensor"}, {"mul_", "Scalar"}, {"lerp_", "Scalar"},
         {"lerp_", "Tensor"}, {"addcdiv_", ""}, {"addcmul_", ""}, {"copy_", ""}};
     for (const auto& [name, overload] : operations) {
@@ -168,6 +173,7 @@ void install_routing_kernels() {
     aten.impl("mm", TORCH_FN(mm));
     aten.impl("addmm", TORCH_FN(addmm));
     aten.impl("linear", TORCH_FN(linear));
+    install_convolutions(aten);
     install_producers(aten);
     see_writes_of<
         at::_ops::add__Tensor, at::_ops::sub__Tensor, at::_ops::mul__Tensor, at::_ops::mul__Scalar, at::_ops::lerp__Scalar,

@@ -10,7 +10,9 @@
 #include <c10/util/Type.h>
 
 #include <te_int8/backends.h>
+#include <te_int8/detail/convolution_layer.h>
 #include <te_int8/detail/glob.h>
+#include <te_int8/detail/linear_layer.h>
 
 #include "registry.h"
 
@@ -53,6 +55,15 @@ void check_globs_match(
   }
 }
 
+std::shared_ptr<QuantizedLayer> make_layer(
+    Operation operation, const std::string& name, Mode mode, const LinearConfig& config, Backend backend,
+    const std::shared_ptr<ActivationCodes>& activations) {
+  if (operation == Operation::Convolution) {
+    return std::make_shared<ConvolutionLayer>(name, mode, config, backend, activations);
+  }
+  return std::make_shared<LinearLayer>(name, mode, config, backend, activations);
+}
+
 }  // namespace
 
 Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
@@ -71,7 +82,7 @@ Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
   if (mode_ != Mode::Off && !quantizes) {
     TORCH_WARN(
         "te_int8::AutocastGuard: nothing to quantize: of ", layers_.size(),
-        " Linear layers and attention projections in the model none is selected");
+        " layers with weights in the model none is selected");
   }
 }
 
@@ -103,8 +114,9 @@ void Scope::configure(std::vector<Layer> layers) {
     if (!scoped.reason.empty() && reason_against(scoped.layer.names).empty()) {
       scoped.reason += ", as another layer with the same weight is";
     }
-    if (scoped.reason.empty() && (!scoped.weight().defined() || scoped.weight().dim() != 2)) {
-      scoped.reason = "its weight is not a matrix";
+    const auto operation = scoped.layer.handles.operation;
+    if (scoped.reason.empty() && (!weight.defined() || !has_dimensions_for(operation, weight.dim()))) {
+      scoped.reason = operation == Operation::Linear ? "its weight is not a matrix" : "its weight has not 3 to 5 dimensions";
     }
     if (!scoped.reason.empty()) continue;
 
@@ -120,8 +132,11 @@ void Scope::configure(std::vector<Layer> layers) {
       scoped.reason = "its recipe has three matmuls in full precision";
       continue;
     }
-    scoped.quantized = std::make_shared<QuantizedLayer>(
-        scoped.layer.names.front(), mode_, config, layer_backend, activations_);
+    if (operation == Operation::Convolution && config.output == Precision::Full) {
+      scoped.reason = "its recipe has the output in full precision, and convolutions have no backward in INT8";
+      continue;
+    }
+    scoped.quantized = make_layer(operation, scoped.layer.names.front(), mode_, config, layer_backend, activations_);
     scoped.quantized->backend(scoped.weight().device().type());  // raises where it cannot compute
   }
 }
@@ -248,6 +263,8 @@ Report Scope::report() const {
         line.reason = "weight tied to '" + first->layer.names.front() + "', where its calls count";
       } else if (!shown(scoped)) {
         line.reason = "another module has taken its place inside the scope";
+      } else if (line.calls > 0) {
+        line.reason = scoped.quantized->limits();
       }
     }
     report.layers.push_back(std::move(line));
@@ -281,12 +298,12 @@ std::shared_ptr<const Scope::Index> Scope::index() const {
   return index_;
 }
 
-at::Tensor Scope::successor_of(const at::Tensor& operand, bool transposed) const {
+at::Tensor Scope::successor_of(const at::Tensor& operand, bool transposed, Operation operation) const {
   for (const auto& scoped : layers_) {
-    if (!scoped.replacement) continue;
+    if (!scoped.replacement || scoped.layer.handles.operation != operation) continue;
     const auto& former = scoped.layer.weight();
     if (scoped.weight().is_same(former)) continue;
-    const auto part = rows_of(former, operand, transposed);
+    const auto part = operation == Operation::Linear ? rows_of(former, operand, transposed) : whole_of(former, operand);
     if (part && part->rows.size(0) == former.size(0)) return scoped.weight();
   }
   return {};

@@ -3,6 +3,7 @@
 #include <te_int8/detail/scope.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <unordered_map>
 
@@ -12,9 +13,10 @@
 namespace te_int8::inline v0::detail {
 
 Scope::Index::Index(const std::vector<ScopedLayer>& layers) {
-  std::unordered_map<const c10::TensorImpl*, std::size_t> group_of;
+  std::array<std::unordered_map<const c10::TensorImpl*, std::size_t>, kOperations> groups;
   for (const auto& scoped : layers) {
     const auto& weight = scoped.weight();
+    auto& group_of = groups.at(static_cast<std::size_t>(scoped.layer.handles.operation));
     const auto [group, added] = group_of.try_emplace(weight.unsafeGetTensorImpl(), tied.size());
     if (added || !weight.defined()) tied.emplace_back();
     tied[weight.defined() ? group->second : tied.size() - 1].layers.push_back(&scoped);
@@ -30,7 +32,7 @@ Scope::Index::Index(const std::vector<ScopedLayer>& layers) {
 void Scope::Index::add(const TiedLayers& layers) {
   const auto& weight = layers.weight();
   impls_.emplace_back(weight.getIntrusivePtr());
-  if (!weight.defined() || weight.dim() != 2 || !weight.has_storage()) return;
+  if (!weight.defined() || !has_dimensions_for(layers.operation(), weight.dim()) || !weight.has_storage()) return;
   const auto* impl = weight.unsafeGetTensorImpl();
   const auto* storage = weight.storage().unsafeGetStorageImpl();
   storages_.push_back(weight.storage().getWeakStorageImpl());
@@ -95,15 +97,36 @@ bool records_into(const torch::Tensor& operand, const torch::Tensor& live) {
   return leaf != nullptr && leaf->variable.is_same(live);
 }
 
+/// Whether both count their versions together.
+bool share_versions(const torch::Tensor& operand, const torch::Tensor& live) {
+  return operand.is_same(live) || base_of(operand).unsafeGetTensorImpl() == base_of(live).unsafeGetTensorImpl();
+}
+
+/// How many tensors of a call hold the storage of a weight that it was given whole; see WeightCodes::get.
+std::size_t holders_of_whole(const torch::Tensor& operand, const torch::Tensor& live) {
+  if (operand.is_same(live)) return 1;
+  return share_versions(operand, live) ? 2 : 0;
+}
+
+bool of_one_storage(const torch::Tensor& operand, const torch::Tensor& live) {
+  return live.defined() && live.scalar_type() == operand.scalar_type() && live.is_neg() == operand.is_neg() &&
+         live.storage().unsafeGetStorageImpl() == operand.storage().unsafeGetStorageImpl();
+}
+
 }  // namespace
+
+std::optional<WeightRows> whole_of(const torch::Tensor& live, const torch::Tensor& operand) {
+  if (!of_one_storage(operand, live) || operand.storage_offset() != live.storage_offset() ||
+      operand.sizes() != live.sizes() || operand.strides() != live.strides()) {
+    return std::nullopt;
+  }
+  const bool same_history = !at::GradMode::is_enabled() || records_into(operand, live);
+  return WeightRows{same_history ? live : operand, 0, holders_of_whole(operand, live)};
+}
 
 std::optional<WeightRows> rows_of(
     const torch::Tensor& live, const torch::Tensor& operand, bool transposed) {
-  if (!live.defined() || live.dim() != 2 || live.scalar_type() != operand.scalar_type() ||
-      live.is_neg() != operand.is_neg() ||
-      live.storage().unsafeGetStorageImpl() != operand.storage().unsafeGetStorageImpl()) {
-    return std::nullopt;
-  }
+  if (!of_one_storage(operand, live) || live.dim() != 2) return std::nullopt;
   const int64_t row = transposed ? 1 : 0;
   const int64_t count = operand.size(row);
   const int64_t depth = operand.size(1 - row);
@@ -117,11 +140,8 @@ std::optional<WeightRows> rows_of(
   }
   // A detached view asks for no gradient of the parameter.
   const bool same_history = !at::GradMode::is_enabled() || records_into(operand, live);
-  const bool one_counter =
-      operand.is_same(live) || base_of(operand).unsafeGetTensorImpl() == base_of(live).unsafeGetTensorImpl();
-  if (count == live.size(0) && same_history) {
-    return WeightRows{live, 0, !one_counter ? 0U : operand.is_same(live) ? 1U : 2U};
-  }
+  const bool one_counter = share_versions(operand, live);
+  if (count == live.size(0) && same_history) return WeightRows{live, 0, holders_of_whole(operand, live)};
   if (!transposed) return WeightRows{operand, first, one_counter ? 2U : 0U};
   // The weight, the operand, its transpose made here, and the rows that the operand is made from.
   return WeightRows{operand.t(), first, one_counter ? 4U : 0U};

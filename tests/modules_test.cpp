@@ -195,7 +195,7 @@ TEST_CASE("a type that was not registered is in the report, and so is why", "[gu
   };
   nn::Sequential model(
       nn::Linear(4, 4), nn::LayerNorm(nn::LayerNormOptions({4})), nn::Embedding(3, 4), nn::LSTM(4, 4),
-      nn::BatchNorm1d(4), nn::Conv2d(nn::Conv2dOptions(1, 1, 3)));
+      nn::BatchNorm1d(4), nn::ConvTranspose2d(nn::ConvTranspose2dOptions(1, 1, 3)));
   model->register_module("unknown", std::make_shared<UnknownImpl>());
   const AutocastGuard guard(model, Mode::QAT);
   const auto report = guard.report();

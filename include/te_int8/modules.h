@@ -1,6 +1,7 @@
 // The module types that a scope quantizes, and the way to add one.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -20,10 +21,15 @@
 
 namespace te_int8::inline v0 {
 
-/// A weight [N,K] of a module that multiplies by it, y = x W^T (+ b): with torch::matmul, mm, addmm, linear or
-/// torch::nn::functional::linear, of the whole weight or of some of its rows.
+/// What a module does with a weight, which is how a scope catches its calls.
+enum class Operation {
+  Linear,       ///< y = x W^T (+ b) for W [N,K] or some of its rows: torch::matmul, mm, addmm, linear, and what calls them
+  Convolution,  ///< of x [N,C,*] with W [O,C/groups,*] (+ b), 1 to 3 spatial dimensions: torch::conv1d, conv2d, conv3d
+};
+
+/// A weight of a module.
 struct Weight {
-  /// `weight`, `bias`: members of the module, which outlive this. `bias_first`: where the N values for this weight
+  /// `weight`, `bias`: members of the module, which outlive this. `bias_first`: where the values for this weight
   /// begin in `bias`.
   Weight(std::string weight_name, torch::Tensor& weight_member)
       : name(std::move(weight_name)), weight(&weight_member) {}
@@ -31,16 +37,27 @@ struct Weight {
       std::string weight_name, torch::Tensor& weight_member, torch::Tensor& bias_member,
       int64_t first = 0)
       : name(std::move(weight_name)), weight(&weight_member), bias(&bias_member), bias_first(first) {}
+  Weight& of(Operation what) {
+    operation = what;
+    return *this;
+  }
 
   std::string name;  ///< goes after the module's; empty where the weight is the module's only one
   torch::Tensor* weight;
   torch::Tensor* bias = nullptr;
   int64_t bias_first = 0;
+  Operation operation = Operation::Linear;
 };
 
 using Weights = std::vector<Weight>;
 
 namespace detail {
+
+inline constexpr std::size_t kOperations = 2;
+
+inline bool has_dimensions_for(Operation operation, int64_t dimensions) {
+  return operation == Operation::Linear ? dimensions == 2 : dimensions >= 3 && dimensions <= 5;
+}
 
 /// What scopes know of a type of modules.
 struct ModuleType {

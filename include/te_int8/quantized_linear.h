@@ -8,7 +8,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <te_int8/backends.h>
-#include <te_int8/detail/quantized_layer.h>
+#include <te_int8/detail/linear_layer.h>
 #include <te_int8/modules.h>
 
 namespace te_int8::inline v0 {
@@ -41,7 +41,7 @@ class TE_INT8_API QuantizedLinearImpl : public Quantized<torch::nn::LinearImpl> 
         "among the layers of a model, got one with some");
     belongs_to_scope_ = false;
     if (mode == Mode::Off) return;
-    layer_ = std::make_shared<detail::QuantizedLayer>(
+    layer_ = std::make_shared<detail::LinearLayer>(
         "QuantizedLinear", mode, detail::LinearConfig(recipe),
         detail::parse_backend(recipe.backend()), nullptr);
   }
@@ -58,7 +58,7 @@ class TE_INT8_API QuantizedLinearImpl : public Quantized<torch::nn::LinearImpl> 
     }
     const auto& w = live_weight();
     TORCH_CHECK(
-        detail::QuantizedLayer::accepts(x, w), "te_int8::QuantizedLinear: expected x [*, ",
+        detail::LinearLayer::accepts(x, w), "te_int8::QuantizedLinear: expected x [*, ",
         w.size(1), "] of ", w.scalar_type(), " on ", w.device(), ", got ", x.sizes(), " of ",
         x.scalar_type(), " on ", x.device());
     return layer_->call(x, w, {w}, live_bias());
@@ -67,7 +67,7 @@ class TE_INT8_API QuantizedLinearImpl : public Quantized<torch::nn::LinearImpl> 
   bool belongs_to_scope() const override { return belongs_to_scope_; }
 
  private:
-  std::shared_ptr<detail::QuantizedLayer> layer_;  ///< null where LinearImpl::forward is the forward
+  std::shared_ptr<detail::LinearLayer> layer_;  ///< null where LinearImpl::forward is the forward
   bool belongs_to_scope_ = true;
 };
 

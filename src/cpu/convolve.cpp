@@ -199,7 +199,8 @@ Tensor scaled_convolution(
   }
   const auto windows = channels_last(b).view({b.size(0), -1});
   return detail::scaled_convolution_packed(
-      a, detail::pack_windows(windows, groups), b.sizes(), a_scales, b_scales, bias, geometry, dtype);
+      a, detail::pack_windows(windows, groups), b.sizes(), a_scales, b_scales, bias, geometry, dtype,
+      a.suggest_memory_format());
 }
 
 }  // namespace
@@ -221,10 +222,10 @@ Tensor pack_windows(const Tensor& codes, int64_t groups) {
 
 Tensor scaled_convolution_packed(
     const Tensor& a, const Tensor& packed, at::IntArrayRef weight, const OptionalTensor& a_scales,
-    const OptionalTensor& b_scales, const OptionalTensor& bias, const ConvolutionGeometry& geometry, at::ScalarType dtype) {
+    const OptionalTensor& b_scales, const OptionalTensor& bias, const ConvolutionGeometry& geometry, at::ScalarType dtype,
+    at::MemoryFormat format) {
   const Windows windows(a.sizes(), weight, geometry);
   const auto sizes = geometry.result_sizes(a.sizes(), weight);
-  const auto format = a.suggest_memory_format();
   const bool by_channel = format == at::MemoryFormat::Contiguous;
   // [N,*,O] where channels are last.
   auto result_sizes = sizes;

@@ -170,13 +170,15 @@ class ActivationCodes : public CodesInUse {
     std::size_t readers = 0;     ///< that are expected; 0: as many as come
     std::shared_ptr<const CodesSource> source;
 
+    /// Whether the codes lie as x does.
+    bool has_rows() const { return form == OperandForm::RowCodes || form == OperandForm::TensorCodes; }
     bool holds(const at::Tensor& x, OperandForm wanted) const {
       return form == wanted && base._unsafe_get_target() == base_of(x).unsafeGetTensorImpl() &&
              made.is_current() &&
-             (state.is_state_of(x) || (form != OperandForm::ColumnCodes && state.has_rows_of(x)));
+             (state.is_state_of(x) || (has_rows() && state.has_rows_of(x)));
     }
     std::shared_ptr<Operand> shaped_like(const at::Tensor& x) const {
-      if (form == OperandForm::ColumnCodes || (!source && operand->data().sizes() == x.sizes())) return operand;
+      if (!has_rows() || (!source && operand->data().sizes() == x.sizes())) return operand;
       const auto scales = form == OperandForm::TensorCodes
                               ? operand->scales()
                               : operand->scales().view(x.sizes().slice(0, x.dim() - 1));

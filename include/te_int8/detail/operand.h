@@ -1,6 +1,7 @@
 // Operands: X and W of a quantized linear layer as they are held between forward and backward.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -43,8 +44,12 @@ enum class OperandForm {
   RowCodes,     ///< [R,C] codes with a scale per row
   TensorCodes,  ///< [R,C] codes with one scale
   ColumnCodes,  ///< [C,R] codes of the transpose, one scale per column: output Full, backward Int8
-  Values,       ///< the tensor itself: output and backward Full
+  // Of a convolution's x [N,C,*] or weight [O,C,*], channels last: [N, * x C]
+  SampleCodes,         ///< codes with a scale per sample or output channel
+  SampleCodesOneScale, ///< codes with one scale
+  Values,              ///< the tensor itself: output and backward Full
 };
+inline constexpr std::size_t kCodeForms = 5;  ///< Values left out
 
 inline OperandForm operand_form(Precision output, Precision backward, Granularity granularity) {
   if (output == Precision::Int8) {
@@ -55,6 +60,20 @@ inline OperandForm operand_form(Precision output, Precision backward, Granularit
 
 inline OperandForm quantized_form(Granularity granularity) {
   return operand_form(Precision::Int8, Precision::Full, granularity);
+}
+
+inline OperandForm sample_form(Granularity granularity) {
+  return granularity.is_per_tensor() ? OperandForm::SampleCodesOneScale : OperandForm::SampleCodes;
+}
+
+/// [N,C,*] -> [N, * x C]: a row per sample, channels last.
+inline at::Tensor as_samples(const at::Tensor& x) { return x.movedim(1, -1).reshape({x.size(0), x.numel() / std::max<int64_t>(x.size(0), 1)}); }
+
+/// Codes of x [N,C,*] as as_samples lays them out. They do not depend on the order, so x is read as it lies.
+inline ops::Codes quantize_samples(const at::Tensor& x, const char* granularity) {
+  if (!x.is_contiguous() || x.numel() == 0) return ops::quantize_rows(as_samples(x), granularity);
+  const auto [codes, scales] = ops::quantize_rows(x.view({x.size(0), -1}), granularity);
+  return {as_samples(codes.view(x.sizes())), scales};
 }
 
 /// [*,C] -> [R,C].
@@ -146,6 +165,8 @@ class Operand {
       case OperandForm::RowCodes: codes = ops::quantize_rows(x, "row"); break;
       case OperandForm::TensorCodes: codes = ops::quantize_rows(x, "tensor"); break;
       case OperandForm::ColumnCodes: codes = ops::quantize_columns(as_rows(x)); break;
+      case OperandForm::SampleCodes: codes = quantize_samples(x, "row"); break;
+      case OperandForm::SampleCodesOneScale: codes = quantize_samples(x, "tensor"); break;
       case OperandForm::Values: codes = {x, at::Tensor()}; break;
     }
     return std::make_shared<Operand>(std::get<0>(codes), std::get<1>(codes), form);
@@ -157,6 +178,7 @@ class Operand {
 
   /// For many multiplications: packed() holds the codes a second time.
   void expect_reuse() { reused_ = true; }
+  bool reused() const { return reused_; }
 
   /// The same, with what packed() would make.
   void expect_reuse(at::Tensor packed) {

@@ -31,10 +31,10 @@ TE_INT8_API bool can_pack_windows(at::IntArrayRef weight, int64_t groups);
 /// A convolution's int8 weight as a matrix [O, *window x C/groups] with channels last -> its groups' panels.
 TE_INT8_API at::Tensor pack_windows(const at::Tensor& codes, int64_t groups);
 
-/// ops::scaled_convolution with b, of sizes `weight`, packed.
+/// ops::scaled_convolution with b, of sizes `weight`, packed. The result lies in `format`.
 TE_INT8_API at::Tensor scaled_convolution_packed(
     const at::Tensor& a, const at::Tensor& packed, at::IntArrayRef weight, const std::optional<at::Tensor>& a_scales,
     const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias, const ConvolutionGeometry& geometry,
-    at::ScalarType dtype);
+    at::ScalarType dtype, at::MemoryFormat format);
 
 }  // namespace te_int8::inline v0::detail

@@ -1,5 +1,4 @@
-// The computation of one quantized layer of a scope: how a call finds its codes and reaches the
-// autograd function. QuantizedLinearImpl and the routed kernels both end here.
+// What the quantized layers of a scope have in common, whatever they compute (linear_layer.h, convolution_layer.h).
 #pragma once
 
 #include <memory>
@@ -27,7 +26,7 @@ inline std::optional<at::ScalarType> autocast_dtype(c10::Device device) {
   return at::autocast::get_autocast_dtype(type);
 }
 
-/// The dtype that a full-precision linear layer would give for x. Autocast leaves double alone.
+/// The dtype that a full-precision layer would give for x. Autocast leaves double alone.
 inline at::ScalarType output_dtype(const at::Tensor& x) {
   if (x.scalar_type() == at::kDouble) return at::kDouble;
   return autocast_dtype(x.device()).value_or(x.scalar_type());
@@ -50,74 +49,36 @@ class QuantizedLayer {
         config_(config),
         backend_(backend),
         activations_(std::move(activations)) {}
+  virtual ~QuantizedLayer() = default;
+  QuantizedLayer(const QuantizedLayer&) = delete;
+  QuantizedLayer& operator=(const QuantizedLayer&) = delete;
 
   /// What computes for a weight on this device.
   std::string backend(c10::DeviceType device) const { return backend_name(backend_, device); }
   const CallCount& count() const { return *count_; }
   bool int8_output() const { return config_.output == Precision::Int8; }
+  /// What of its recipe the layer leaves in full precision, for the report; empty where nothing.
+  virtual std::string limits() const { return ""; }
 
-  /// Whether x [*,K] can meet this weight [N,K]; where not, LibTorch's own error is the better one.
-  static bool accepts(const at::Tensor& x, const at::Tensor& weight) {
-    if (x.is_nested() || x.layout() != at::kStrided) return false;
+ protected:
+  /// Whether a product of x and a weight has one dtype, perhaps by autocast.
+  static bool dtypes_meet(const at::Tensor& x, const at::Tensor& weight) {
     const auto x_type = x.scalar_type();
     const auto weight_type = weight.scalar_type();
     const bool cast = x_type != at::kDouble && weight_type != at::kDouble &&
                       autocast_dtype(x.device()).has_value();
-    return x.dim() >= 1 && x.size(-1) == weight.size(1) &&
-           at::isFloatingType(x_type) && x.device() == weight.device() &&
-           (x_type == weight_type || cast);
+    return at::isFloatingType(x_type) && (x_type == weight_type || cast);
   }
 
-  /// y = x W^T + b for x [*,K] and `part` of the live weight `whole`.
-  at::Tensor call(
-      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part,
-      const at::Tensor& bias) {
-    return call(x, whole, part, bias, {});
-  }
+  const std::string& name() const { return name_; }
+  const LinearConfig& config() const { return config_; }
+  const std::shared_ptr<CallCount>& counter() const { return count_; }
+  const std::shared_ptr<ActivationCodes>& activations() const { return activations_; }
 
-  /// y = x W^T, to which one of `biases` is probably added next: see Note [Deferred bias].
-  at::Tensor call_before_bias(
-      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part,
-      std::vector<at::Tensor> biases) {
-    if (!int8_output()) biases.clear();
-    return call(x, whole, part, {}, std::move(biases));
-  }
-
- private:
-  at::Tensor call(
-      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part, const at::Tensor& bias,
-      std::vector<at::Tensor> deferred_biases) {
-    check_mode(x, part.rows, bias);
-    for (const auto& deferred : deferred_biases) check_mode(x, part.rows, deferred);
-    if (config_.quantizes_nothing()) {
-      auto y = full_precision(x, part.rows, bias);
-      ++count_->calls;
-      return y;
-    }
-
-    if (backend_ != Backend::Auto) backend_name(backend_, x.device().type());  // raises where it cannot
-    const BackendScope backend(backend_);
-    LinearCall call{.config = config_, .out_dtype = output_dtype(x), .count = count_, .activations = activations_,
-                    .observer = observer_of_call(name_)};
-    const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
-    {
-      const at::NoGradGuard no_grad;
-      const PlainTensorOps plain;
-      // With a full-precision output only an INT8 backward needs codes.
-      if (int8_output() || (config_.grad_input == Precision::Int8 && x.requires_grad())) {
-        weight_operand(call, whole, part, trained);
-      }
-      call.codes_inside = int8_output() && !trained && deferred_biases.empty() && !call.observer &&
-                          makes_codes_inside(x, *call.weight, bias, config_);
-      if (!call.codes_inside && (int8_output() || (config_.grad_weight == Precision::Int8 && part.rows.requires_grad()))) {
-        call.x = x_operand(x);
-      }
-    }
-    call.deferred_biases = std::move(deferred_biases);
-    auto y = call_linear(x, part.rows, bias, std::move(call));
-    Way::of_thread().passes(whole.unsafeGetTensorImpl());
-    ++count_->calls;
-    return y;
+  /// The back end for a call; an error where it cannot compute on this device.
+  Backend backend_on(c10::Device device) const {
+    if (backend_ != Backend::Auto) backend_name(backend_, device.type());
+    return backend_;
   }
 
   /// Mode::Inference records no graph, so nothing may ask for one.
@@ -134,34 +95,11 @@ class QuantizedLayer {
         wants_graph, " that requires grad; use Mode::QAT to train");
   }
 
-  static at::Tensor full_precision(
-      const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-    const c10::impl::ExcludeDispatchKeyGuard no_routing(kRoutingKey);
-    return at::linear(x, weight, as_optional(bias));
-  }
-
-  std::shared_ptr<Operand> x_operand(const at::Tensor& x) {
-    const auto form = operand_form(config_.output, config_.grad_weight, config_.x_granularity);
+  std::shared_ptr<Operand> x_operand(const at::Tensor& x, OperandForm form) const {
     return activations_ ? activations_->get(x, form, this) : Operand::make(x, form);
   }
 
-  void weight_operand(LinearCall& call, const at::Tensor& whole, const WeightRows& part, bool trained) {
-    const auto form = operand_form(config_.output, config_.grad_input, config_.weight_granularity);
-    const auto count = part.rows.size(0);
-    const bool is_whole = count == whole.size(0);
-    if (!is_whole && form == OperandForm::ColumnCodes) {
-      call.weight = Operand::make(part.rows, form);
-      return;
-    }
-    auto found = WeightCodeCache::instance().get(whole, form, part.holders, trained);
-    call.gradients = std::move(found.gradients);
-    if (is_whole) {
-      call.weight = std::move(found.operand);
-      return;
-    }
-    call.weight = Operand::rows_of(found.operand, part.first, count);
-  }
-
+ private:
   std::string name_;
   Mode mode_;
   LinearConfig config_;

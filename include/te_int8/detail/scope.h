@@ -39,7 +39,7 @@ struct ScopedLayer {
   }
 };
 
-/// The layers that have one weight, in the tree's order. A matmul does not tell which of them it
+/// The layers that have one weight for one operation, in the tree's order. A matmul does not tell which of them it
 /// belongs to, so they share one fate: the first computes and counts, unless one of them is in full
 /// precision.
 struct TiedLayers {
@@ -47,6 +47,7 @@ struct TiedLayers {
 
   const ScopedLayer& first() const { return *layers.front(); }
   const at::Tensor& weight() const { return first().weight(); }
+  Operation operation() const { return first().layer.handles.operation; }
   /// Null in full precision.
   QuantizedLayer* quantized() const {
     const bool all = std::ranges::all_of(
@@ -61,9 +62,11 @@ struct Match {
   WeightRows part;
 };
 
-/// The rows of `live` that `operand` is a view of, transposed or not, if it is one.
+/// The rows of `live` [N,K] that `operand` is a view of, transposed or not, if it is one.
 std::optional<WeightRows> rows_of(
     const torch::Tensor& live, const torch::Tensor& operand, bool transposed);
+/// `live`, of any shape, where `operand` is the same values.
+std::optional<WeightRows> whole_of(const torch::Tensor& live, const torch::Tensor& operand);
 
 class Scope {
  public:
@@ -123,7 +126,7 @@ class Scope {
   void rebuild_index();
   /// The weight that the layer of `operand` was given through the module tree, where the operand is that
   /// layer's former weight: the call began before the scope could tell the other handle.
-  at::Tensor successor_of(const at::Tensor& operand, bool transposed) const;
+  at::Tensor successor_of(const at::Tensor& operand, bool transposed, Operation operation) const;
   /// Where operations leave the codes of what they make; null where the scope computes nothing in INT8, or by the
   /// reference.
   std::shared_ptr<ActivationCodes> activations() const {
@@ -173,7 +176,7 @@ TE_INT8_API void keep_routing();
 /// Ends a membership, from whichever thread. The last one restores the model.
 TE_INT8_API void leave_scope(const std::shared_ptr<Membership>& membership) noexcept;
 
-/// The layer, if any, that computes in INT8 on the calling thread when an operation is given
+/// The layer, if any, that computes `operation` in INT8 on the calling thread when it is given
 /// `operand`: W^T where `transposed`, else W. Fast; called for every matmul of a thread in a scope.
 struct RoutedLayer {
   Match match;
@@ -181,7 +184,7 @@ struct RoutedLayer {
   std::shared_ptr<Scope> scope = nullptr;
   std::shared_ptr<const Scope::Index> index = nullptr;
 };
-std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed);
+std::optional<RoutedLayer> find_layer(const torch::Tensor& operand, bool transposed, Operation operation);
 
 /// `written` was written to by an operation of the calling thread: if it shares the storage of a weight or an activation of
 /// its scopes, that one's version need not tell.

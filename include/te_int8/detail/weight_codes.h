@@ -175,7 +175,7 @@ class WeightCodes {
   bool required_grad_ = false, had_gradient_ = false;
   std::atomic<bool> stepped_by_graphs_ = false;  ///< a graph that trains the weight may be replayed
   bool shared_ = false;  ///< others held the storage and may write to it: good for one call
-  std::array<std::optional<StampedOperand>, 3> forms_;  // by OperandForm, Values left out
+  std::array<std::optional<StampedOperand>, kCodeForms> forms_;  // by OperandForm
   std::vector<std::shared_ptr<Operand>> in_graphs_;     ///< made before the capture of a graph that reads them
 };
 

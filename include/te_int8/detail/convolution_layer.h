@@ -1,0 +1,70 @@
+// The computation of one quantized convolution of a scope: how a call finds its codes and reaches the autograd function.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include <te_int8/convolution_function.h>
+#include <te_int8/detail/quantized_layer.h>
+
+namespace te_int8::inline v0::detail {
+
+/// Conv1d, Conv2d and Conv3d. Granularity::per_row() is a scale per sample of x and one per output channel of the weight.
+class ConvolutionLayer : public QuantizedLayer {
+ public:
+  using QuantizedLayer::QuantizedLayer;
+
+  std::string limits() const override {
+    const bool int8 = config().grad_input == Precision::Int8 || config().grad_weight == Precision::Int8;
+    return int8 ? "gradients of convolutions are in full precision" : "";
+  }
+
+  /// Whether x [N,C,*] can meet this weight [O,C/groups,*]; where not, LibTorch's own error is the better one.
+  static bool accepts(
+      const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const ConvolutionGeometry& geometry) {
+    const auto spatial = geometry.stride.size();
+    const auto at_least = [&](const std::vector<int64_t>& values, int64_t least) {
+      return values.size() == spatial && std::ranges::all_of(values, [&](int64_t value) { return value >= least; });
+    };
+    if (x.is_nested() || x.layout() != at::kStrided || x.dim() != weight.dim() ||
+        static_cast<int64_t>(spatial) != x.dim() - 2 || !at_least(geometry.stride, 1) || !at_least(geometry.padding, 0) ||
+        !at_least(geometry.dilation, 1) || geometry.groups < 1 || x.size(1) != weight.size(1) * geometry.groups ||
+        weight.size(0) % geometry.groups != 0 || weight.numel() == 0 || x.device() != weight.device() ||
+        !dtypes_meet(x, weight)) {
+      return false;
+    }
+    for (std::size_t i = 0; i < spatial; ++i) {
+      const auto dimension = static_cast<int64_t>(i) + 2;
+      if (geometry.positions(i, x.size(dimension), weight.size(dimension)) <= 0) return false;
+    }
+    return !bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0) && bias.device() == x.device() &&
+                               dtypes_meet(x, bias));
+  }
+
+  /// x [N,C,*] convolved with the live weight `whole`, plus a bias [O] or an undefined one.
+  at::Tensor call(
+      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part, const at::Tensor& bias,
+      const ConvolutionGeometry& geometry) {
+    check_mode(x, part.rows, bias);
+    const BackendScope backend(backend_on(x.device()));
+    ConvolutionCall call{
+        .geometry = geometry, .out_dtype = output_dtype(x), .x = nullptr, .weight = nullptr, .activations = activations()};
+    {
+      const at::NoGradGuard no_grad;
+      const PlainTensorOps plain;
+      const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
+      auto found = WeightCodeCache::instance().get(whole, sample_form(config().weight_granularity), part.holders, trained);
+      call.weight = std::move(found.operand);
+      call.gradients = std::move(found.gradients);
+      call.x = x_operand(x, sample_form(config().x_granularity));
+    }
+    auto y = call_convolution(x, part.rows, bias, std::move(call));
+    Way::of_thread().passes(whole.unsafeGetTensorImpl());
+    if (bias.defined()) ++counter()->fused_biases;
+    ++counter()->calls;
+    return y;
+  }
+};
+
+}  // namespace te_int8::inline v0::detail
