@@ -1,0 +1,96 @@
+// te_int8::scaled_convolution on CUDA tensors: the windows are written as a matrix (kernels/windows.h), which scaled_mm
+// multiplies by the weight.
+#include <algorithm>
+#include <vector>
+
+#include <torch/library.h>
+
+#include <te_int8/number_format.h>
+#include <te_int8/operators.h>
+
+#include "../../kernels/windows.h"
+#include "device.h"
+
+namespace te_int8::inline v0 {
+namespace {
+
+using at::Tensor;
+using cuda::OnDeviceOf, cuda::leave_to_reference;
+using detail::ConvolutionGeometry;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kMostCodes = 256 << 20;  ///< of windows that are written at once
+constexpr int64_t kAlign = 16;  ///< codes: what the products read at once
+/// Output channels of a group, below which products would mostly multiply padding: depthwise convolutions, by the reference.
+constexpr int64_t kFewChannels = 8;
+
+kernels::WindowGeometry window_geometry(at::IntArrayRef a, at::IntArrayRef b, const ConvolutionGeometry& geometry) {
+  kernels::WindowGeometry result{
+      .samples = a[0], .channels = a[1], .group_channels = b[1], .first_channel = 0, .size = {1, 1, 1}, .window = {1, 1, 1},
+      .positions = {1, 1, 1}, .stride = {1, 1, 1}, .padding = {0, 0, 0}, .dilation = {1, 1, 1}};
+  const auto dimensions = geometry.stride.size();
+  for (std::size_t i = 0; i < dimensions; ++i) {
+    const auto to = 3 - dimensions + i;
+    result.size[to] = a[i + 2];
+    result.window[to] = b[i + 2];
+    result.positions[to] = geometry.positions(i, a[i + 2], b[i + 2]);
+    result.stride[to] = geometry.stride[i];
+    result.padding[to] = geometry.padding[i];
+    result.dilation[to] = geometry.dilation[i];
+  }
+  return result;
+}
+
+/// [N,C,*] -> [N,*,C], dense.
+Tensor channels_last(const Tensor& a) { return a.movedim(1, -1).contiguous(); }
+
+OptionalTensor part_of(const OptionalTensor& values, int64_t first, int64_t count) {
+  return values && values->size(0) != 1 ? OptionalTensor(values->narrow(0, first, count)) : values;
+}
+
+Tensor scaled_convolution(
+    const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
+    const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    int64_t groups, std::optional<at::ScalarType> out_dtype) {
+  const ConvolutionGeometry geometry{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const auto dtype = detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  const OnDeviceOf device(a);
+  const int64_t channels = b.size(0) / groups;
+  auto shape = window_geometry(a.sizes(), b.sizes(), geometry);
+  if (leave_to_reference() || channels < kFewChannels || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
+    return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  }
+  const auto codes = channels_last(a);
+  const int64_t rows = shape.rows(), depth = shape.depth(), ld = (depth + kAlign - 1) / kAlign * kAlign;
+  auto weights = channels_last(b).view({b.size(0), depth});
+  if (ld != depth) weights = at::constant_pad_nd(weights, {0, ld - depth});
+  auto of_rows = a_scales;
+  if (a_scales && a_scales->size(0) != 1) of_rows = a_scales->repeat_interleave(rows / a.size(0), 0, rows);
+  const int64_t at_once = std::min(rows, std::max<int64_t>(1, kMostCodes / ld));
+  const auto windows = at::empty({at_once, ld}, a.options());
+  const auto product = [&](int64_t row, int64_t group) {
+    const int64_t count = std::min(at_once, rows - row), first = group * channels;
+    shape.first_channel = group * shape.group_channels;
+    C10_CUDA_CHECK(kernels::copy_windows(
+        codes.const_data_ptr<int8_t>(), shape, row, count, ld, windows.mutable_data_ptr<int8_t>(), device.stream()));
+    return ops::scaled_mm(
+        windows.narrow(0, 0, count), weights.narrow(0, first, channels), part_of(of_rows, row, count),
+        part_of(b_scales, first, channels), bias ? OptionalTensor(bias->narrow(0, first, channels)) : bias, dtype);
+  };
+  std::vector<Tensor> results;
+  for (int64_t row = 0; row < rows; row += at_once) {
+    std::vector<Tensor> of_groups;
+    for (int64_t group = 0; group < groups; ++group) of_groups.push_back(product(row, group));
+    results.push_back(groups == 1 ? of_groups.front() : at::cat(of_groups, 1));
+  }
+  const auto result = results.size() == 1 ? results.front() : at::cat(results);
+  auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
+  std::rotate(sizes.begin() + 1, sizes.begin() + 2, sizes.end());
+  return result.view(sizes).movedim(-1, 1).contiguous(a.suggest_memory_format());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(te_int8, CUDA, m) { m.impl("scaled_convolution", TORCH_FN(scaled_convolution)); }
+
+}  // namespace te_int8::inline v0
