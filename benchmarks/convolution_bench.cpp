@@ -1,6 +1,6 @@
 // Convolutions 3x3 of ResNet-50's stages: quantized in a scope, dynamic quantization and bias included, beside LibTorch's
-// fp32 and bf16 in the same run. On the CPU 8 samples (threads: OMP_NUM_THREADS), on a GPU 64, where times are of the
-// device. Arguments: side of the image, channels, and whether they are last in memory.
+// fp32 and bf16 in the same run. On the CPU 8 samples, one input (threads: OMP_NUM_THREADS); on a GPU 64, inputs in turn
+// that together are larger than its cache. Arguments: side of the image, channels, and whether they are last in memory.
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -15,14 +15,13 @@ namespace nn = torch::nn;
 using te_int8::AutocastGuard, te_int8::Mode;
 
 struct Stage {
-  Stage(const benchmark::State& state, c10::Device device, at::ScalarType dtype, int64_t samples)
+  Stage(const benchmark::State& state, c10::Device device, at::ScalarType dtype, int64_t samples, int count)
       : layer(nn::Conv2dOptions(state.range(1), state.range(1), 3).padding(1)) {
     const auto side = state.range(0), channels = state.range(1);
     const auto format = state.range(2) != 0 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
     layer->to(device, dtype);
     layer->weight.set_data(layer->weight.contiguous(format));
-    // Several inputs, else x's codes are shared and a GPU finds x in its cache.
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < count; ++i) {
       inputs.push_back(torch::randn({samples, channels, side, side}, device).to(dtype).contiguous(format));
     }
     gops = 2e-9 * static_cast<double>(samples * side * side * channels * channels * 9);
@@ -39,7 +38,7 @@ struct Stage {
 
 void on_cpu(benchmark::State& state, at::ScalarType dtype, bool quantized) {
   const torch::NoGradGuard no_grad;
-  Stage stage(state, torch::kCPU, dtype, 8);
+  Stage stage(state, torch::kCPU, dtype, 8, 1);
   const AutocastGuard guard(stage.layer, quantized ? Mode::Inference : Mode::Off);
   for (std::size_t i = 0; i < stage.inputs.size(); ++i) stage.next();
   for (auto _ : state) benchmark::DoNotOptimize(stage.next());
@@ -53,7 +52,7 @@ void on_gpu(benchmark::State& state, bool quantized) {
   }
   const torch::NoGradGuard no_grad;
   at::globalContext().setBenchmarkCuDNN(true);
-  Stage stage(state, torch::kCUDA, at::kBFloat16, 64);
+  Stage stage(state, torch::kCUDA, at::kBFloat16, 64, 16);
   const AutocastGuard guard(stage.layer, quantized ? Mode::Inference : Mode::Off);
   const c10::impl::VirtualGuardImpl gpu(c10::DeviceType::CUDA);
   const auto wait = [&] { gpu.synchronizeDevice(gpu.getDevice().index()); };
