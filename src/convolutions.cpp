@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/torch.h>
 
 #include <te_int8/detail/convolution_layer.h>
@@ -63,6 +65,7 @@ Tensor convolve(
     c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
     SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups) {
   if (auto y = by_layer(input, weight, bias, stride, padding, dilation, groups)) return *y;
+  const c10::impl::ExcludeDispatchKeyGuard looked_up(kRoutingKey);
   return Op::redispatch(keys & kBelowRouting, input, weight, bias, stride, padding, dilation, std::move(groups));
 }
 
@@ -72,6 +75,7 @@ Tensor convolve_padded(
     c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
     c10::string_view padding, SymIntArrayRef dilation, SymInt groups) {
   const auto plain = [&] {
+    const c10::impl::ExcludeDispatchKeyGuard looked_up(kRoutingKey);
     return Op::redispatch(keys & kBelowRouting, input, weight, bias, stride, padding, dilation, groups);
   };
   const auto spatial = static_cast<std::size_t>(std::max<int64_t>(weight.dim() - 2, 0));
@@ -98,6 +102,14 @@ Tensor convolution(
     c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
     SymIntArrayRef padding, SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding, SymInt groups) {
   if (!transposed) {
+    // Autocast may leave this operation alone, on the CPU for one.
+    static const auto operation = c10::Dispatcher::singleton().findSchemaOrThrow("aten::convolution", "");
+    std::optional<c10::impl::ExcludeDispatchKeyGuard> no_autocast;
+    const auto device = input.device().type();
+    if (!at::autocast::is_autocast_available(device) ||
+        !operation.hasKernelForDispatchKey(at::autocast::get_autocast_dispatch_key_from_device_type(device))) {
+      no_autocast.emplace(c10::autocast_dispatch_keyset);
+    }
     if (auto y = by_layer(input, weight, bias, stride, padding, dilation, groups)) return *y;
   }
   return at::_ops::convolution::redispatch(

@@ -50,18 +50,19 @@ Weights weights_of_attention(torch::nn::MultiheadAttentionImpl& m) {
       {"v_proj", m.v_proj_weight, m.in_proj_bias, 2 * width}};
 }
 
-template <typename... Modules>
-void add_convolutions(ModuleTypes& types) {
-  const auto add = []<typename Module>(ModuleType type, const Module*) {
-    const auto weights = [](Module& m) { return Weights{Weight("", m.weight, m.bias).of(Operation::Convolution)}; };
-    type.weights = [weights](torch::nn::Module& m) { return weights(dynamic_cast<Module&>(m)); };
+/// Types with one weight, whose modules a Quantized stands for in the tree.
+template <typename... Modules, typename Function>
+void add_replaced(ModuleTypes& types, Function weight) {
+  const auto add = [&]<typename Module>(const Module*) {
+    const auto weights = [weight](Module& m) { return Weights{weight(m)}; };
+    auto type = module_type<Module>(weights);
     type.has_weights_only = true;
     type.replacement = [weights](const std::shared_ptr<torch::nn::Module>& original) {
       return std::make_shared<Quantized<Module>>(std::dynamic_pointer_cast<Module>(original), weights);
     };
-    return type;
+    types.add(std::move(type));
   };
-  (types.add(add(module_type<Modules>(), static_cast<const Modules*>(nullptr))), ...);
+  (add(static_cast<const Modules*>(nullptr)), ...);
 }
 
 template <typename... Modules>
@@ -89,8 +90,10 @@ ModuleTypes& module_types() {
     add_in_full_precision<
         LayerNormImpl, GroupNormImpl, BatchNorm1dImpl, BatchNorm2dImpl, BatchNorm3dImpl, InstanceNorm1dImpl,
         InstanceNorm2dImpl, InstanceNorm3dImpl>(*known, "norms stay in full precision");
-    add_in_full_precision<EmbeddingImpl, EmbeddingBagImpl>(*known, "embeddings stay in full precision");
-    add_convolutions<Conv1dImpl, Conv2dImpl, Conv3dImpl>(*known);
+    add_replaced<EmbeddingImpl>(*known, [](auto& m) { return Weight("", m.weight).of(Operation::Embedding); });
+    add_in_full_precision<EmbeddingBagImpl>(*known, "bags of embeddings stay in full precision");
+    add_replaced<Conv1dImpl, Conv2dImpl, Conv3dImpl>(
+        *known, [](auto& m) { return Weight("", m.weight, m.bias).of(Operation::Convolution); });
     add_in_full_precision<ConvTranspose1dImpl, ConvTranspose2dImpl, ConvTranspose3dImpl>(
         *known, "transposed convolutions stay in full precision");
     add_in_full_precision<RNNImpl, LSTMImpl, GRUImpl, RNNCellImpl, LSTMCellImpl, GRUCellImpl>(

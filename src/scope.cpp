@@ -2,6 +2,7 @@
 #include <te_int8/detail/scope.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <unordered_map>
 #include <unordered_set>
@@ -11,6 +12,7 @@
 
 #include <te_int8/backends.h>
 #include <te_int8/detail/convolution_layer.h>
+#include <te_int8/detail/embedding_layer.h>
 #include <te_int8/detail/glob.h>
 #include <te_int8/detail/linear_layer.h>
 
@@ -58,10 +60,28 @@ void check_globs_match(
 std::shared_ptr<QuantizedLayer> make_layer(
     Operation operation, const std::string& name, Mode mode, const LinearConfig& config, Backend backend,
     const std::shared_ptr<ActivationCodes>& activations) {
-  if (operation == Operation::Convolution) {
-    return std::make_shared<ConvolutionLayer>(name, mode, config, backend, activations);
+  switch (operation) {
+    case Operation::Linear: return std::make_shared<LinearLayer>(name, mode, config, backend, activations);
+    case Operation::Convolution: return std::make_shared<ConvolutionLayer>(name, mode, config, backend, activations);
+    case Operation::Embedding: return std::make_shared<EmbeddingLayer>(name, mode, config, backend, activations);
   }
-  return std::make_shared<LinearLayer>(name, mode, config, backend, activations);
+  return nullptr;
+}
+
+/// Why a layer of this operation computes nothing in INT8 by this recipe; empty where it does.
+std::string nothing_for(Operation operation, const Recipe& recipe) {
+  if (operation == Operation::Embedding) {
+    return recipe.embeddings() == Precision::Full ? "embeddings are in full precision unless Recipe::embeddings is Int8" : "";
+  }
+  if (LinearConfig(recipe).quantizes_nothing()) return "its recipe has three matmuls in full precision";
+  if (operation == Operation::Convolution && recipe.output() == Precision::Full) {
+    return "its recipe has the output in full precision, and convolutions have no backward in INT8";
+  }
+  return "";
+}
+
+const char* shape_of_weight(Operation operation) {
+  return operation == Operation::Convolution ? "its weight has not 3 to 5 dimensions" : "its weight is not a matrix";
 }
 
 }  // namespace
@@ -100,23 +120,26 @@ void Scope::configure(std::vector<Layer> layers) {
     rule_backends.push_back(parse_backend(rule.backend()));
   layers_.reserve(layers.size());
   for (auto& layer : layers) layers_.push_back({std::move(layer), "", nullptr, nullptr});
-  // The globs see a tied weight under all of its names.
-  std::unordered_map<const c10::TensorImpl*, std::vector<std::string>> names_of;
+  // The globs see a weight that is tied within an operation under all of its names.
+  std::array<std::unordered_map<const c10::TensorImpl*, std::vector<std::string>>, kOperations> all_names;
+  const auto names_for = [&](const ScopedLayer& scoped) -> auto& {
+    return all_names.at(static_cast<std::size_t>(scoped.layer.handles.operation))[scoped.layer.weight().unsafeGetTensorImpl()];
+  };
   for (const auto& scoped : layers_) {
-    auto& names = names_of[scoped.layer.weight().unsafeGetTensorImpl()];
+    auto& names = names_for(scoped);
     names.insert(names.end(), scoped.layer.names.begin(), scoped.layer.names.end());
   }
   for (auto& scoped : layers_) {
     const auto& weight = scoped.layer.weight();
     const auto& names =
-        weight.defined() ? names_of[weight.unsafeGetTensorImpl()] : scoped.layer.names;
+        weight.defined() ? names_for(scoped) : scoped.layer.names;
     scoped.reason = reason_against(names);
     if (!scoped.reason.empty() && reason_against(scoped.layer.names).empty()) {
       scoped.reason += ", as another layer with the same weight is";
     }
     const auto operation = scoped.layer.handles.operation;
     if (scoped.reason.empty() && (!weight.defined() || !has_dimensions_for(operation, weight.dim()))) {
-      scoped.reason = operation == Operation::Linear ? "its weight is not a matrix" : "its weight has not 3 to 5 dimensions";
+      scoped.reason = shape_of_weight(operation);
     }
     if (!scoped.reason.empty()) continue;
 
@@ -127,16 +150,10 @@ void Scope::configure(std::vector<Layer> layers) {
       recipe = &recipe_.rule_recipes()[i];
       layer_backend = rule_backends[i];
     }
-    const LinearConfig config(*recipe);
-    if (config.quantizes_nothing()) {
-      scoped.reason = "its recipe has three matmuls in full precision";
-      continue;
-    }
-    if (operation == Operation::Convolution && config.output == Precision::Full) {
-      scoped.reason = "its recipe has the output in full precision, and convolutions have no backward in INT8";
-      continue;
-    }
-    scoped.quantized = make_layer(operation, scoped.layer.names.front(), mode_, config, layer_backend, activations_);
+    scoped.reason = nothing_for(operation, *recipe);
+    if (!scoped.reason.empty()) continue;
+    scoped.quantized =
+        make_layer(operation, scoped.layer.names.front(), mode_, LinearConfig(*recipe), layer_backend, activations_);
     scoped.quantized->backend(scoped.weight().device().type());  // raises where it cannot compute
   }
 }
@@ -251,11 +268,14 @@ Report Scope::report() const {
     line.reason = scoped.reason;
     const auto found = tied_of.find(&scoped);
     const auto* first = found == tied_of.end() ? &scoped : &found->second->first();
-    if (scoped.quantized && found != tied_of.end() && !found->second->quantized()) {
+    const auto& weight = scoped.weight();
+    if (scoped.quantized && (!weight.defined() || !has_dimensions_for(scoped.layer.handles.operation, weight.dim()))) {
+      line.reason = shape_of_weight(scoped.layer.handles.operation);
+    } else if (scoped.quantized && found != tied_of.end() && !found->second->quantized()) {
       line.reason = "was given the weight of a layer in full precision";
     } else if (scoped.quantized) {
       line.action = "quantized";
-      line.backend = scoped.quantized->backend(scoped.weight().device().type());
+      line.backend = scoped.quantized->backend(weight.device().type());
       line.calls = scoped.quantized->count().calls;
       line.bias_fused = line.calls > 0 && scoped.bias().defined() &&
                         scoped.quantized->count().fused_biases == line.calls;

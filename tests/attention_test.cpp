@@ -26,6 +26,7 @@ Tensor attention(nn::MultiheadAttentionImpl& m, const Inputs& in, const Linear& 
   const auto k = linear(in.key, weight(1, m.k_proj_weight), bias(1));
   const auto v = linear(in.value, weight(2, m.v_proj_weight), bias(2));
   const auto identity = torch::eye(kWidth);
+  const c10::impl::ExcludeDispatchKeyGuard own_devices(kTestKey);  // LibTorch's repeat() fails below it on CUDA
   const auto mixed = std::get<0>(F::multi_head_attention_forward(
       q, k, v,
       F::MultiheadAttentionForwardFuncOptions(
@@ -41,6 +42,7 @@ Tensor attention(nn::MultiheadAttentionImpl& m, const Inputs& in, const Linear& 
 }
 
 Tensor call(nn::MultiheadAttention& m, const Inputs& in, bool need_weights = true) {
+  const c10::impl::ExcludeDispatchKeyGuard own_devices(kTestKey);
   return std::get<0>(m(in.query, in.key, in.value, in.padding, need_weights, in.mask));
 }
 

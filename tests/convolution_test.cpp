@@ -249,8 +249,51 @@ TEST_CASE("calls that LibTorch refuses get LibTorch's error", "[guard][convoluti
   const AutocastGuard guard(model, Mode::QAT);
   CHECK(error_of([&] { model->forward(torch::randn({2, 5, 9, 9})); }).find("te_int8") == std::string::npos);
   CHECK(error_of([&] { model->forward(torch::randn({2, 4, 2, 2})); }).find("Kernel size") != std::string::npos);
+  CHECK_FALSE(error_of([&] { model->forward(torch::randn({2, 4, 0, 9})); }).empty());
   CHECK(calls_of(guard, "conv") == 0);
   auto y = model->forward(torch::randn({2, 4, 9, 9}).set_requires_grad(true));
   const auto dx = torch::autograd::grad({y.pow(2).sum()}, {model->conv->weight}, {}, true, true)[0];
   CHECK(error_of([&] { dx.sum().backward(); }).find("te_int8::convolution: expected a first-order backward") != std::string::npos);
+}
+
+TEST_CASE("the reference's sums are exact whatever LibTorch may use", "[guard][convolution]") {
+  const auto codes = [](std::vector<int64_t> sizes) { return torch::randint(-127, 128, sizes).to(torch::kChar); };
+  const auto a = codes({16, 64, 16, 16}), b = codes({4, 64, 3, 3});
+  const auto sums = [&] { return te_int8::ops::scaled_convolution(a, b, {}, {}, {}, {1, 1}, {1, 1}, {1, 1}, 1, torch::kInt); };
+  const auto expected = sums();
+  CHECK(same(expected, at::conv2d(a.to(torch::kDouble), b.to(torch::kDouble), {}, 1, 1).round().to(torch::kInt)));
+  const bool enabled = at::globalContext().userEnabledMkldnn();
+  at::globalContext().setUserEnabledMkldnn(false);  // then NNPACK's transforms would be chosen
+  const auto without = sums();
+  at::globalContext().setUserEnabledMkldnn(enabled);
+  CHECK(same(without, expected));
+}
+
+TEST_CASE("an operation that autocast leaves alone keeps its dtype", "[guard][convolution]") {
+  const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(4, 8, 3)));
+  const auto x = torch::randn({2, 4, 9, 9});
+  const Bf16Autocast autocast;
+  const auto direct = [&] {
+    return at::convolution(x, model->conv->weight, model->conv->bias, {1, 1}, {0, 0}, {1, 1}, false, {0, 0}, 1);
+  };
+  const auto plain = direct();
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(direct().scalar_type() == plain.scalar_type());
+  CHECK(model->forward(x).scalar_type() == torch::kBFloat16);
+  CHECK(calls_of(guard, "conv") == 2);
+}
+
+TEST_CASE("groups of few output channels are told of", "[guard][convolution]") {
+  const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(6, 12, 3).groups(6)));
+  const AutocastGuard guard(model, Mode::QAT);
+  model->forward(torch::randn({2, 6, 9, 9}));
+  CHECK(line_of(guard.report(), "conv").reason == "groups of fewer than 8 output channels are computed by the reference");
+}
+
+TEST_CASE("a layer that was given no weight, or one of another shape, is in the report", "[guard][convolution]") {
+  const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(4, 8, 3)));
+  const AutocastGuard guard(model, Mode::QAT);
+  model->conv->weight = GENERATE(false, true) ? Tensor() : torch::randn({8, 4});
+  CHECK(line_of(guard.report(), "conv").action == "full precision");
+  CHECK(line_of(guard.report(), "conv").reason == "its weight has not 3 to 5 dimensions");
 }

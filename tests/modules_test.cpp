@@ -205,3 +205,46 @@ TEST_CASE("a type that was not registered is in the report, and so is why", "[gu
   CHECK(line_of(report, "3").reason.find("inside of one operation") != std::string::npos);
   CHECK(line_of(report, "unknown").reason.find("te_int8::register_module") != std::string::npos);
 }
+
+TEST_CASE("parameters that a derived type adds to LibTorch's are in the report", "[guard][modules]") {
+  struct WithGateImpl : nn::LinearImpl {
+    WithGateImpl() : LinearImpl(4, 4) { gate = register_parameter("gate", torch::ones({4})); }
+    Tensor gate;
+  };
+  nn::Sequential model;
+  model->register_module("fc", std::make_shared<WithGateImpl>());
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(line_of(guard.report(), "fc").action == "quantized");
+  CHECK(line_of(guard.report(), "fc.gate").action == "full precision");
+}
+
+TEST_CASE("a module with children keeps its place in the tree", "[guard][modules]") {
+  struct WithChildImpl : nn::Module {
+    WithChildImpl() : w(register_parameter("w", torch::randn({4, 4}))), fc(register_module("fc", nn::Linear(4, 4))) {}
+    Tensor w;
+    nn::Linear fc;
+  };
+  te_int8::register_module<WithChildImpl, te_int8::Quantized<WithChildImpl>>(
+      [](WithChildImpl& m) { return te_int8::Weights{{"w", m.w}}; });
+  nn::Sequential model;
+  const auto child = model->register_module("child", std::make_shared<WithChildImpl>());
+  const AutocastGuard guard(model, Mode::QAT);
+  CHECK(model->named_children()["child"] == child);
+  CHECK(child->named_children()["fc"] != child->fc.ptr());
+  child->fc(torch::matmul(torch::randn({2, 4}), child->w.t()));
+  CHECK(calls_of(guard, "child.w") == 1);
+  CHECK(calls_of(guard, "child.fc") == 1);
+}
+
+TEST_CASE("weights that cannot be told apart are an error", "[guard][modules]") {
+  struct TwinsImpl : nn::Module {
+    TwinsImpl() : a(register_parameter("a", torch::randn({4, 4}))), b(register_parameter("b", torch::randn({4, 4}))) {}
+    Tensor a, b;
+  };
+  const auto model = std::make_shared<TwinsImpl>();
+  const auto error = [&] { return error_of([&] { AutocastGuard(model, Mode::QAT); }); };
+  te_int8::register_module<TwinsImpl>([](TwinsImpl& m) { return te_int8::Weights{{"w", m.a}, {"w", m.b}}; });
+  CHECK(error().find("to have different names") != std::string::npos);
+  te_int8::register_module<TwinsImpl>([](TwinsImpl& m) { return te_int8::Weights{{"w", m.a, m.b, -1}}; });
+  CHECK(error().find("bias_first below 0") != std::string::npos);
+}

@@ -34,9 +34,11 @@ inline at::Tensor convolve_codes(
     const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const ConvolutionCall& call) {
   const auto& geometry = call.geometry;
   const auto codes = from_samples(call.x->data(), x.sizes());
-  const auto format = x.suggest_memory_format();
-  if (geometry.groups == 1 && can_pack_windows(weight.sizes(), 1)) {
-    if (const auto packed = call.weight->packed(); packed.defined()) {
+  // As LibTorch's: channels last where x or the weight has them last.
+  const auto of_x = x.suggest_memory_format();
+  const auto format = of_x == at::MemoryFormat::Contiguous ? weight.suggest_memory_format() : of_x;
+  if (can_pack_windows(weight.sizes(), geometry.groups)) {
+    if (const auto packed = call.weight->packed(geometry.groups); packed.defined()) {
       return scaled_convolution_packed(
           codes, packed, weight.sizes(), call.x->scale_list(), call.weight->scale_list(), as_optional(bias), geometry,
           call.out_dtype, format);

@@ -24,13 +24,14 @@ namespace te_int8::inline v0 {
 /// What a module does with a weight, which is how a scope catches its calls.
 enum class Operation {
   Linear,       ///< y = x W^T (+ b) for W [N,K] or some of its rows: torch::matmul, mm, addmm, linear, and what calls them
-  Convolution,  ///< of x [N,C,*] with W [O,C/groups,*] (+ b), 1 to 3 spatial dimensions: torch::conv1d, conv2d, conv3d
+  Convolution,  ///< of x [N,C,*] with W [O,C/groups,*], whole (+ b), 1 to 3 spatial dimensions: torch::conv1d, conv2d, conv3d
+  Embedding,    ///< rows of W [V,D] by their indices: torch::embedding. Only where Recipe::embeddings asks for it
 };
 
 /// A weight of a module.
 struct Weight {
-  /// `weight`, `bias`: members of the module, which outlive this. `bias_first`: where the values for this weight
-  /// begin in `bias`.
+  /// `weight`, `bias`: members of the module, which stay where they are while a scope is open (a std::vector that holds
+  /// them must not grow). `bias_first`: where the values for this weight begin in `bias`.
   Weight(std::string weight_name, torch::Tensor& weight_member)
       : name(std::move(weight_name)), weight(&weight_member) {}
   Weight(
@@ -53,10 +54,10 @@ using Weights = std::vector<Weight>;
 
 namespace detail {
 
-inline constexpr std::size_t kOperations = 2;
+inline constexpr std::size_t kOperations = 3;
 
 inline bool has_dimensions_for(Operation operation, int64_t dimensions) {
-  return operation == Operation::Linear ? dimensions == 2 : dimensions >= 3 && dimensions <= 5;
+  return operation == Operation::Convolution ? dimensions >= 3 && dimensions <= 5 : dimensions == 2;
 }
 
 /// What scopes know of a type of modules.
@@ -145,8 +146,8 @@ class Quantized : public Module, public detail::Replacement {
 ///   return te_int8::Weights{{"down", m.down}, {"up", m.up, m.bias}};
 /// });
 /// ```
-/// With a `Replacement`, which is Quantized<Module> or derived from it, modules of exactly this type are replaced in the
-/// module tree for the time of the scope, so that it shows which are quantized.
+/// With a `Replacement`, which is Quantized<Module> or derived from it, modules of exactly this type that have no children
+/// are replaced in the module tree for the time of the scope, so that it shows which are quantized.
 ///
 /// Of several types that a module is derived from, the one that was registered last counts. To register a type again
 /// replaces what was known; scopes that are open keep what they found. May be called from any thread.

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <tuple>
 
+#include <ATen/Context.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/types.h>
 
@@ -144,19 +145,31 @@ inline at::Tensor scaled_mm(
 
 namespace detail {
 
-/// a [N,C,*] convolved with b [O,C/groups,*], every sum exact: integers of at most 2^24 in fp32, or of at most 2^53 in
-/// double, without cuDNN, whose transforms are not exact.
+/// a [N,C,*] convolved with b [O,C/groups,*], every sum exact: integers of at most 2^24 in fp32 by oneDNN's direct
+/// convolution, or of at most 2^53 in double. Not by cuDNN nor, in fp32, by whatever LibTorch would choose, as their
+/// transforms (Winograd's) are not exact.
 inline at::Tensor exact_convolution(
     const at::Tensor& a, const at::Tensor& b, const te_int8::detail::ConvolutionGeometry& geometry) {
   const auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
   if (a.numel() == 0 || b.numel() == 0) return at::zeros(sizes, a.options().dtype(at::kInt));
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const auto type = !a.is_cuda() && b.numel() / b.size(0) <= 1024 ? at::kFloat : at::kDouble;
-  return at::_convolution(
-             a.to(type), b.to(type), {}, geometry.stride, geometry.padding, geometry.dilation, /*transposed=*/false,
-             std::vector<int64_t>(geometry.stride.size(), 0), geometry.groups, /*benchmark=*/false,
-             /*deterministic=*/false, /*cudnn_enabled=*/false, /*allow_tf32=*/false)
-      .add_(0);
+  const auto positive_zeros = [](const at::Tensor& sums) { return sums.add(0); };  // an integer sum has no -0
+  if (a.is_cpu() && at::globalContext().hasMKLDNN() && b.numel() / b.size(0) <= 1024) {
+    auto x = a.to(at::kFloat), weight = b.to(at::kFloat);
+    auto [stride, padding, dilation, groups] = geometry;
+    if (a.dim() == 3) {  // oneDNN's have two dimensions or three
+      x = x.unsqueeze(2);
+      weight = weight.unsqueeze(2);
+      stride.insert(stride.begin(), 1);
+      padding.insert(padding.begin(), 0);
+      dilation.insert(dilation.begin(), 1);
+    }
+    return positive_zeros(at::mkldnn_convolution(x, weight, {}, padding, stride, dilation, groups).view(sizes));
+  }
+  return positive_zeros(at::_convolution(
+      a.to(at::kDouble), b.to(at::kDouble), {}, geometry.stride, geometry.padding, geometry.dilation,
+      /*transposed=*/false, std::vector<int64_t>(geometry.stride.size(), 0), geometry.groups, /*benchmark=*/false,
+      /*deterministic=*/false, /*cudnn_enabled=*/false, /*allow_tf32=*/false));
 }
 
 }  // namespace detail

@@ -75,6 +75,9 @@ class Recipe {
   /// As what the inputs of GELU and SiLU are held for their backward, of a scope (rules have no say). Int8: as codes by row,
   /// half of the memory of bf16, and gradients change in the size of the codes' rounding. For GPUs.
   TORCH_ARG(Precision, preactivations) = Precision::Full;
+  /// Tables of embeddings. Int8: rows of codes, a scale each (`weights` says whether), which training rounds too, with
+  /// straight-through gradients. The table shares its codes with a Linear that is tied to it.
+  TORCH_ARG(Precision, embeddings) = Precision::Full;
   /// Name of a back end (see backends()); "auto" takes TE_INT8_BACKEND from the environment if it
   /// is set, else the first usable one.
   TORCH_ARG(std::string, backend) = "auto";

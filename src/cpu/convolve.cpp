@@ -25,27 +25,22 @@ using detail::ConvolutionGeometry;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kCodesInCache = 768 * 1024;  ///< of a block of windows, which are multiplied while the cache has them
-/// Output channels of a group, below which most of a panel would be empty: depthwise convolutions, by the reference.
-constexpr int64_t kFewChannels = 8;
 
 /// Where the windows lie, in three spatial dimensions whatever there are.
 struct Windows {
-  std::array<int64_t, 3> size{1, 1, 1}, window{1, 1, 1}, positions{1, 1, 1}, stride{1, 1, 1}, padding{0, 0, 0}, dilation{1, 1, 1};
+  std::array<int64_t, 3> size, window, positions, stride, padding, dilation;
   int64_t samples, channels, group_channels;
 
   Windows(at::IntArrayRef a, at::IntArrayRef b, const ConvolutionGeometry& geometry)
-      : samples(a[0]), channels(a[1]), group_channels(b[1]) {
-    const auto dimensions = geometry.stride.size();
-    for (std::size_t i = 0; i < dimensions; ++i) {
-      const auto to = 3 - dimensions + i;
-      size[to] = a[i + 2];
-      window[to] = b[i + 2];
-      positions[to] = geometry.positions(i, size[to], window[to]);
-      stride[to] = geometry.stride[i];
-      padding[to] = geometry.padding[i];
-      dilation[to] = geometry.dilation[i];
-    }
-  }
+      : size(detail::in_three_dimensions(a.slice(2), 1)),
+        window(detail::in_three_dimensions(b.slice(2), 1)),
+        positions(detail::in_three_dimensions(at::IntArrayRef(geometry.result_sizes(a, b)).slice(2), 1)),
+        stride(detail::in_three_dimensions(geometry.stride, 1)),
+        padding(detail::in_three_dimensions(geometry.padding, 0)),
+        dilation(detail::in_three_dimensions(geometry.dilation, 1)),
+        samples(a[0]),
+        channels(a[1]),
+        group_channels(b[1]) {}
   int64_t per_sample() const { return positions[0] * positions[1] * positions[2]; }
   int64_t count() const { return samples * per_sample(); }
   int64_t depth() const { return window[0] * window[1] * window[2] * group_channels; }
@@ -210,7 +205,7 @@ TORCH_LIBRARY_IMPL(te_int8, CPU, m) { m.impl("scaled_convolution", TORCH_FN(scal
 namespace detail {
 
 bool can_pack_windows(at::IntArrayRef weight, int64_t groups) {
-  return c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth && weight[0] / groups >= kFewChannels;
+  return c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth && !is_narrow(weight, groups);
 }
 
 Tensor pack_windows(const Tensor& codes, int64_t groups) {

@@ -21,23 +21,21 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kMostCodes = 256 << 20;  ///< of windows that are written at once
 constexpr int64_t kAlign = 16;  ///< codes: what the products read at once
-/// Output channels of a group, below which products would mostly multiply padding: depthwise convolutions, by the reference.
-constexpr int64_t kFewChannels = 8;
 
 kernels::WindowGeometry window_geometry(at::IntArrayRef a, at::IntArrayRef b, const ConvolutionGeometry& geometry) {
-  kernels::WindowGeometry result{
-      .samples = a[0], .channels = a[1], .group_channels = b[1], .first_channel = 0, .size = {1, 1, 1}, .window = {1, 1, 1},
-      .positions = {1, 1, 1}, .stride = {1, 1, 1}, .padding = {0, 0, 0}, .dilation = {1, 1, 1}};
-  const auto dimensions = geometry.stride.size();
-  for (std::size_t i = 0; i < dimensions; ++i) {
-    const auto to = 3 - dimensions + i;
-    result.size[to] = a[i + 2];
-    result.window[to] = b[i + 2];
-    result.positions[to] = geometry.positions(i, a[i + 2], b[i + 2]);
-    result.stride[to] = geometry.stride[i];
-    result.padding[to] = geometry.padding[i];
-    result.dilation[to] = geometry.dilation[i];
-  }
+  kernels::WindowGeometry result{};
+  result.samples = a[0];
+  result.channels = a[1];
+  result.group_channels = b[1];
+  const auto set = [](int64_t (&to)[3], at::IntArrayRef values, int64_t otherwise) {
+    std::ranges::copy(detail::in_three_dimensions(values, otherwise), to);
+  };
+  set(result.size, a.slice(2), 1);
+  set(result.window, b.slice(2), 1);
+  set(result.positions, at::IntArrayRef(geometry.result_sizes(a, b)).slice(2), 1);
+  set(result.stride, geometry.stride, 1);
+  set(result.padding, geometry.padding, 0);
+  set(result.dilation, geometry.dilation, 1);
   return result;
 }
 
@@ -57,7 +55,7 @@ Tensor scaled_convolution(
   const OnDeviceOf device(a);
   const int64_t channels = b.size(0) / groups;
   auto shape = window_geometry(a.sizes(), b.sizes(), geometry);
-  if (leave_to_reference() || channels < kFewChannels || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
+  if (leave_to_reference() || detail::is_narrow(b.sizes(), groups) || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
     return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   }
   const auto codes = channels_last(a);

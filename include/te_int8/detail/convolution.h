@@ -1,6 +1,9 @@
 // A convolution's geometry, and what te_int8::scaled_convolution demands of its arguments.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <optional>
 #include <vector>
 
@@ -15,7 +18,7 @@ struct ConvolutionGeometry {
   std::vector<int64_t> stride, padding, dilation;
   int64_t groups = 1;
 
-  /// How many positions a window of `window` values has in a dimension of `size` values; 0 or less: it does not fit.
+  /// How many positions a window of `window` values has in a dimension of `size` values; 0: it does not fit.
   int64_t positions(std::size_t dimension, int64_t size, int64_t window) const {
     const auto room = size + 2 * padding[dimension] - dilation[dimension] * (window - 1) - 1;
     return room < 0 ? 0 : room / stride[dimension] + 1;
@@ -27,6 +30,18 @@ struct ConvolutionGeometry {
     return sizes;
   }
 };
+
+/// Whether groups have so few output channels that a back end's panels and tiles would be nearly empty, as in depthwise
+/// convolutions: these are the reference's.
+inline bool is_narrow(at::IntArrayRef weight, int64_t groups) { return weight[0] / groups < 8; }
+
+/// `values` of 1 to 3 spatial dimensions as those of three, of which the first have `otherwise`.
+inline std::array<int64_t, 3> in_three_dimensions(at::IntArrayRef values, int64_t otherwise) {
+  std::array<int64_t, 3> result;
+  result.fill(otherwise);
+  std::copy(values.begin(), values.end(), result.end() - static_cast<std::ptrdiff_t>(values.size()));
+  return result;
+}
 
 /// Returns the dtype of the result.
 inline at::ScalarType check_scaled_convolution(

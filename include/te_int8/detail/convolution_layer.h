@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <utility>
 
@@ -16,6 +17,7 @@ class ConvolutionLayer : public QuantizedLayer {
   using QuantizedLayer::QuantizedLayer;
 
   std::string limits() const override {
+    if (has_narrow_groups_) return "groups of fewer than 8 output channels are computed by the reference";
     const bool int8 = config().grad_input == Precision::Int8 || config().grad_weight == Precision::Int8;
     return int8 ? "gradients of convolutions are in full precision" : "";
   }
@@ -36,7 +38,7 @@ class ConvolutionLayer : public QuantizedLayer {
     }
     for (std::size_t i = 0; i < spatial; ++i) {
       const auto dimension = static_cast<int64_t>(i) + 2;
-      if (geometry.positions(i, x.size(dimension), weight.size(dimension)) <= 0) return false;
+      if (x.size(dimension) == 0 || geometry.positions(i, x.size(dimension), weight.size(dimension)) == 0) return false;
     }
     return !bias.defined() || (bias.dim() == 1 && bias.size(0) == weight.size(0) && bias.device() == x.device() &&
                                dtypes_meet(x, bias));
@@ -50,21 +52,25 @@ class ConvolutionLayer : public QuantizedLayer {
     const BackendScope backend(backend_on(x.device()));
     ConvolutionCall call{
         .geometry = geometry, .out_dtype = output_dtype(x), .x = nullptr, .weight = nullptr, .activations = activations()};
+    const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
     {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
-      const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
       auto found = WeightCodeCache::instance().get(whole, sample_form(config().weight_granularity), part.holders, trained);
       call.weight = std::move(found.operand);
       call.gradients = std::move(found.gradients);
       call.x = x_operand(x, sample_form(config().x_granularity));
     }
+    if (is_narrow(whole.sizes(), geometry.groups)) has_narrow_groups_ = true;
     auto y = call_convolution(x, part.rows, bias, std::move(call));
     Way::of_thread().passes(whole.unsafeGetTensorImpl());
     if (bias.defined()) ++counter()->fused_biases;
     ++counter()->calls;
     return y;
   }
+
+ private:
+  std::atomic<bool> has_narrow_groups_ = false;
 };
 
 }  // namespace te_int8::inline v0::detail

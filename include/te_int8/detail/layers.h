@@ -1,4 +1,4 @@
-// What a scope finds in a module tree: every weight that a matmul multiplies by, under its name.
+// What a scope finds in a module tree: every weight of a registered type of modules, under its name.
 #pragma once
 
 #include <algorithm>
@@ -30,13 +30,14 @@ struct Owner {
   std::shared_ptr<const ModuleType> type;
   std::vector<Slot> slots;  ///< where a replacement goes; none for the root
 
-  /// A module of a derived type keeps its type and is only routed.
+  /// A module of a derived type keeps its type, and one with children keeps its place, as they are its own; both are
+  /// only routed.
   bool replaceable() const {
-    return type->replacement != nullptr && !slots.empty() && type->type == typeid(*module);
+    return type->replacement != nullptr && !slots.empty() && type->type == typeid(*module) && module->children().empty();
   }
 };
 
-/// A weight [N,K] with its bias, and the module that owns them.
+/// A weight with its bias, and the module that owns them.
 struct Layer {
   std::shared_ptr<const Owner> owner;
   std::size_t place;               ///< among the weights of its owner
@@ -128,12 +129,23 @@ class LayerFinder {
     if (!added) return found;
     auto owner = std::make_shared<Owner>(Owner{module, type, {}});
     auto weights = type->weights(*module);
-    if (!type->has_weights_only) add_other_parameters(name, *module, weights);
+    check(weights, name, *module);
+    if (!type->has_weights_only || type->type != typeid(*module)) add_other_parameters(name, *module, weights);
     found = {owner, found_.layers.size(), weights.size()};
     for (std::size_t i = 0; i < weights.size(); ++i) {
       found_.layers.push_back({owner, i, std::move(weights[i]), {}});
     }
     return found;
+  }
+
+  static void check(const Weights& weights, const std::string& name, const torch::nn::Module& module) {
+    std::unordered_set<std::string> names;
+    for (const auto& weight : weights) {
+      TORCH_CHECK_VALUE(
+          names.insert(weight.name).second && weight.bias_first >= 0, "te_int8::register_module: expected the weights of ",
+          c10::demangle(typeid(module).name()), " to have different names and to begin at 0 or later in their biases, got \"",
+          weight.name, "\" (module \"", name, "\") ", weight.bias_first < 0 ? "with a bias_first below 0" : "twice");
+    }
   }
 
   void add_other_parameters(const std::string& name, const torch::nn::Module& module, const Weights& weights) {

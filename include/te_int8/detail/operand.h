@@ -178,7 +178,6 @@ class Operand {
 
   /// For many multiplications: packed() holds the codes a second time.
   void expect_reuse() { reused_ = true; }
-  bool reused() const { return reused_; }
 
   /// The same, with what packed() would make.
   void expect_reuse(at::Tensor packed) {
@@ -226,7 +225,9 @@ class Operand {
 
   /// The codes for scaled_mm_packed, made at most once; undefined where they are used once, or by a back end
   /// that reads them as they are.
-  at::Tensor packed() {
+  at::Tensor packed() { return packed(/*groups=*/1); }
+  /// The same of a convolution's weight, by groups.
+  at::Tensor packed(int64_t groups) {
     if (whole_) {
       const auto panels = whole_->packed();
       if (!panels.defined()) return {};
@@ -235,7 +236,10 @@ class Operand {
     }
     if (!reused_ || !can_pack(data_)) return {};
     const std::lock_guard lock(mutex_);
-    if (!packed_.defined()) packed_ = pack_codes(matrix());
+    if (!packed_.defined() || packed_groups_ != groups) {
+      packed_ = pack_windows(matrix(), groups);
+      packed_groups_ = groups;
+    }
     return packed_;
   }
 
@@ -269,6 +273,7 @@ class Operand {
   int64_t first_ = 0;
   std::mutex mutex_;
   at::Tensor packed_;
+  int64_t packed_groups_ = 1;
   Transpose transpose_;
   std::weak_ptr<Transpose> shared_transpose_;
   std::shared_ptr<Operand> origin_;
