@@ -153,6 +153,54 @@ TEST_CASE("a captured training step sees the steps that replays make", "[cuda][g
   CHECK(step(plain).item<float>() == got.back());
 }
 
+TEST_CASE("a captured training step of convolutions and an embedding sees the steps that replays make", "[cuda][guard]") {
+  if (!test_device().is_cuda()) SKIP("about CUDA graphs; runs where TE_INT8_TEST_DEVICE is cuda");
+  const auto recipe = Recipe().embeddings(Precision::Int8);
+  struct PixelsImpl : nn::Module {
+    PixelsImpl() {
+      table = register_module("table", nn::Embedding(10, 8));
+      convolutions = register_module(
+          "convolutions", nn::Sequential(nn::Conv2d(nn::Conv2dOptions(8, 16, 3).padding(1)), nn::ReLU(),
+                                         nn::Conv2d(nn::Conv2dOptions(16, 8, 3))));
+    }
+    Tensor forward(const Tensor& indices) { return convolutions->forward(table(indices).permute({0, 3, 1, 2})); }
+    nn::Embedding table{nullptr};
+    nn::Sequential convolutions{nullptr};
+  };
+  const auto make = [] {
+    torch::manual_seed(96);
+    return std::make_shared<PixelsImpl>();
+  };
+  const auto indices = torch::randint(10, {4, 6, 6}, torch::kLong);
+  const auto target = torch::randn({4, 8, 4, 4});
+  const auto step = [&](PixelsImpl& model) {
+    for (auto& parameter : model.parameters()) parameter.mutable_grad() = Tensor();
+    const auto loss = (model.forward(indices) - target).pow(2).mean();
+    loss.backward();
+    const torch::NoGradGuard no_grad;
+    for (auto& parameter : model.parameters()) parameter.sub_(parameter.grad(), 0.3);
+    return loss.detach();
+  };
+  const auto plain = make(), captured = make();
+  std::vector<float> expected;
+  {
+    const AutocastGuard guard(plain, Mode::QAT, recipe);
+    for (int i = 0; i < 6; ++i) expected.push_back(step(*plain).item<float>());
+  }
+  const AutocastGuard guard(captured, Mode::QAT, recipe);
+  Tensor loss;
+  const auto graph = capture([&] { loss = step(*captured); });
+  for (int i = 1; i < 6; ++i) {
+    graph->replay();
+    synchronize();
+    const auto at = static_cast<std::size_t>(i);
+    CAPTURE(i, expected[at - 1]);
+    // cuDNN's gradients are added up in no fixed order.
+    CHECK_THAT(loss.item<float>(), Catch::Matchers::WithinRel(expected[at], 0.003F));
+    CHECK(loss.item<float>() < 0.99F * expected[at - 1]);
+  }
+}
+
 TEST_CASE("a forward between replays of a training step sees their steps", "[cuda][guard]") {
   if (!test_device().is_cuda()) SKIP("about CUDA graphs; runs where TE_INT8_TEST_DEVICE is cuda");
   torch::manual_seed(95);

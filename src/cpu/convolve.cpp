@@ -165,9 +165,29 @@ void store_by_channel(
   element == 2 ? store(uint16_t{}) : element == 4 ? store(uint32_t{}) : store(uint64_t{});
 }
 
-/// [N,C,*] -> [N,*,C], dense.
-Tensor channels_last(const Tensor& a) {
-  if (!a.is_contiguous() || a.numel() == 0) return a.movedim(1, -1).contiguous();
+Tensor scaled_convolution(
+    const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
+    const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+    int64_t groups, std::optional<at::ScalarType> out_dtype) {
+  const ConvolutionGeometry geometry{stride.vec(), padding.vec(), dilation.vec(), groups};
+  const auto dtype = detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  if (!detail::can_pack_windows(b.sizes(), groups) || leave_to_reference()) {
+    return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
+  }
+  const auto windows = detail::codes_with_channels_last(b).view({b.size(0), -1});
+  return detail::scaled_convolution_packed(
+      a, detail::pack_windows(windows, groups), b.sizes(), a_scales, b_scales, bias, geometry, dtype,
+      a.suggest_memory_format());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(te_int8, CPU, m) { m.impl("scaled_convolution", TORCH_FN(scaled_convolution)); }
+
+namespace detail {
+
+Tensor codes_with_channels_last(const Tensor& a) {
+  if (!a.is_cpu() || !a.is_contiguous() || a.is_neg() || a.numel() == 0) return a.movedim(1, -1).resolve_neg().contiguous();
   const auto result = cpu::empty(a.movedim(1, -1).sizes(), at::kChar);
   const int64_t channels = a.size(1), positions = a.numel() / a.size(0) / channels;
   constexpr int64_t kPart = 256;  // positions that are transposed at once
@@ -182,27 +202,6 @@ Tensor channels_last(const Tensor& a) {
   });
   return result;
 }
-
-Tensor scaled_convolution(
-    const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
-    const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-    int64_t groups, std::optional<at::ScalarType> out_dtype) {
-  const ConvolutionGeometry geometry{stride.vec(), padding.vec(), dilation.vec(), groups};
-  const auto dtype = detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
-  if (!detail::can_pack_windows(b.sizes(), groups) || leave_to_reference()) {
-    return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
-  }
-  const auto windows = channels_last(b).view({b.size(0), -1});
-  return detail::scaled_convolution_packed(
-      a, detail::pack_windows(windows, groups), b.sizes(), a_scales, b_scales, bias, geometry, dtype,
-      a.suggest_memory_format());
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(te_int8, CPU, m) { m.impl("scaled_convolution", TORCH_FN(scaled_convolution)); }
-
-namespace detail {
 
 bool can_pack_windows(at::IntArrayRef weight, int64_t groups) {
   return c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth && !is_narrow(weight, groups);
@@ -228,7 +227,7 @@ Tensor scaled_convolution_packed(
   const auto result = cpu::empty(result_sizes, dtype);
   if (result.numel() == 0) return by_channel ? result : result.movedim(-1, 1);
 
-  const auto x = channels_last(a);
+  const auto x = codes_with_channels_last(a);
   const int64_t channels = weight[0], group_channels = channels / geometry.groups, panels = cpu::panels(group_channels);
   const auto x_scales = by_window(a_scales, windows);
   const auto w_scales = by_panel(b_scales, geometry.groups, group_channels), added = by_panel(bias, geometry.groups, group_channels);

@@ -5,6 +5,7 @@
 
 #include <torch/library.h>
 
+#include <te_int8/detail/packed_codes.h>
 #include <te_int8/number_format.h>
 #include <te_int8/operators.h>
 
@@ -39,9 +40,6 @@ kernels::WindowGeometry window_geometry(at::IntArrayRef a, at::IntArrayRef b, co
   return result;
 }
 
-/// [N,C,*] -> [N,*,C], dense.
-Tensor channels_last(const Tensor& a) { return a.movedim(1, -1).contiguous(); }
-
 OptionalTensor part_of(const OptionalTensor& values, int64_t first, int64_t count) {
   return values && values->size(0) != 1 ? OptionalTensor(values->narrow(0, first, count)) : values;
 }
@@ -58,9 +56,9 @@ Tensor scaled_convolution(
   if (leave_to_reference() || detail::is_narrow(b.sizes(), groups) || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
     return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   }
-  const auto codes = channels_last(a);
+  const auto codes = detail::codes_with_channels_last(a);
   const int64_t rows = shape.rows(), depth = shape.depth(), ld = (depth + kAlign - 1) / kAlign * kAlign;
-  auto weights = channels_last(b).view({b.size(0), depth});
+  auto weights = detail::codes_with_channels_last(b).view({b.size(0), depth});
   if (ld != depth) weights = at::constant_pad_nd(weights, {0, ld - depth});
   auto of_rows = a_scales;
   if (a_scales && a_scales->size(0) != 1) of_rows = a_scales->repeat_interleave(rows / a.size(0), 0, rows);

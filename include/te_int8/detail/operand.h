@@ -73,7 +73,7 @@ inline at::Tensor as_samples(const at::Tensor& x) { return x.movedim(1, -1).resh
 inline ops::Codes quantize_samples(const at::Tensor& x, const char* granularity) {
   if (!x.is_contiguous() || x.numel() == 0) return ops::quantize_rows(as_samples(x), granularity);
   const auto [codes, scales] = ops::quantize_rows(x.view({x.size(0), -1}), granularity);
-  return {as_samples(codes.view(x.sizes())), scales};
+  return {codes_with_channels_last(codes.view(x.sizes())).view({x.size(0), -1}), scales};
 }
 
 /// [*,C] -> [R,C].

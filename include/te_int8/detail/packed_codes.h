@@ -25,6 +25,9 @@ TE_INT8_API at::Tensor scaled_mm_packed(
     const at::Tensor& a, const at::Tensor& packed, int64_t columns, const std::optional<at::Tensor>& a_scales,
     const std::optional<at::Tensor>& b_scales, const std::optional<at::Tensor>& bias, at::ScalarType dtype);
 
+/// int8 [N,C,*] -> [N,*,C], dense: the same tensor where it lies so already.
+TE_INT8_API at::Tensor codes_with_channels_last(const at::Tensor& codes);
+
 /// Whether scaled_convolution_packed takes a weight of sizes [O,C/groups,*].
 TE_INT8_API bool can_pack_windows(at::IntArrayRef weight, int64_t groups);
 
