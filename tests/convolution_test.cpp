@@ -158,6 +158,7 @@ TEST_CASE("gradients of convolutions are those of fake quantization", "[guard][c
   const auto o = GENERATE(from_range(convolution_options()));
   const auto dtype = GENERATE(torch::kFloat, torch::kBFloat16, torch::kDouble);
   CAPTURE(o.name, dtype);
+  at::globalContext().setAllowTF32CuDNN(false);
   const auto model = o.make();
   model->to(dtype);
   const auto x = torch::randn(o.x).to(dtype).set_requires_grad(true);
@@ -218,7 +219,7 @@ TEST_CASE("codes of a convolution's weight are made once, and anew when it chang
 
 TEST_CASE("one scale for a whole activation or weight", "[guard][convolution]") {
   const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(4, 8, 3)));
-  const auto x = torch::randn({2, 4, 9, 9}) * torch::tensor({1.0, 5.0}).view({2, 1, 1, 1});
+  const auto x = torch::randn({2, 4, 9, 9}) * torch::tensor({1.0, 5.0}).to(test_device()).view({2, 1, 1, 1});
   const torch::NoGradGuard no_grad;
   const auto tensor = te_int8::Granularity::per_tensor();
   const AutocastGuard guard(model, Mode::Inference, Recipe().activations(tensor).weights(tensor));

@@ -66,7 +66,7 @@ TEST_CASE("gradients of an embedding go straight to its table", "[guard][embeddi
   if (option == "by frequency") options.scale_grad_by_freq(true);
   if (option == "sparse") options.sparse(true);
   HasEmbedding model(options);
-  const auto indices = torch::tensor({{1, 3, 3}, {10, 1, 0}}, torch::kLong);
+  const auto indices = torch::tensor({{1, 3, 3}, {10, 1, 0}}, torch::kLong).to(test_device());
   const auto dy = torch::randn({2, 3, 7});
   const auto expected = torch::autograd::grad({model(indices)}, {model->tokens->weight}, {dy})[0];
   auto recipe = kWithEmbeddings();
@@ -131,7 +131,7 @@ TEST_CASE("a table and the head that is tied to it share codes, not their fate",
 
 TEST_CASE("an embedding sees steps, and LibTorch's errors stay LibTorch's", "[guard][embedding]") {
   HasEmbedding model(nn::EmbeddingOptions(11, 7).max_norm(1.0));
-  const auto indices = torch::tensor({1, 2, 2}, torch::kLong);
+  const auto indices = torch::tensor({1, 2, 2}, torch::kLong).to(test_device());
   const AutocastGuard guard(model, Mode::QAT, kWithEmbeddings());
   {
     const torch::NoGradGuard no_grad;

@@ -181,14 +181,15 @@ inline at::Tensor scaled_convolution(
     const te_int8::detail::ConvolutionGeometry& geometry, std::optional<at::ScalarType> out_dtype) {
   const auto dtype = te_int8::detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   const auto sums = detail::exact_convolution(a, b, geometry);
-  if (dtype == at::kInt) return sums.to(at::kInt);
+  const auto format = a.suggest_memory_format();
+  if (dtype == at::kInt) return sums.to(at::kInt).contiguous(format);
   // The epilogue of a matrix whose rows are the positions and whose columns are the output channels.
   const auto by_channel = sums.movedim(1, -1);
   const auto positions = c10::multiply_integers(sums.sizes().slice(2));
   auto of_rows = a_scales;
   if (a_scales && a_scales->size(0) == a.size(0)) of_rows = a_scales->repeat_interleave(positions);
   const auto rows = epilogue(by_channel.reshape({sums.size(0) * positions, sums.size(1)}), of_rows, b_scales, bias, dtype);
-  return rows.view(by_channel.sizes()).movedim(-1, 1).contiguous(a.suggest_memory_format());
+  return rows.view(by_channel.sizes()).movedim(-1, 1).contiguous(format);
 }
 
 }  // namespace te_int8::inline v0::reference
