@@ -185,6 +185,7 @@ TEST_CASE("gradients of convolutions are those of fake quantization", "[guard][c
   for (std::size_t i = 0; i < leaves.size(); ++i) {
     CAPTURE(i);
     CHECK(got[i].scalar_type() == dtype);
+    CHECK(got[i].is_contiguous(leaves[i].suggest_memory_format()));
     if (x.numel() == 0) {
       CHECK(got[i].count_nonzero().item<int64_t>() == 0);
     } else {
@@ -288,7 +289,7 @@ TEST_CASE("groups of few output channels are told of", "[guard][convolution]") {
   const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(6, 12, 3).groups(6)));
   const AutocastGuard guard(model, Mode::QAT);
   model->forward(torch::randn({2, 6, 9, 9}));
-  CHECK(line_of(guard.report(), "conv").reason == "groups of fewer than 8 output channels are computed by the reference");
+  CHECK(line_of(guard.report(), "conv").reason.find("groups of fewer than 8 output channels") == 0);
 }
 
 TEST_CASE("a layer that was given no weight, or one of another shape, is in the report", "[guard][convolution]") {

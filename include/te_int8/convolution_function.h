@@ -56,6 +56,7 @@ class ConvolutionFunction : public torch::autograd::Function<ConvolutionFunction
   struct Context : torch::CustomClassHolder {
     ConvolutionGeometry geometry;
     std::vector<int64_t> x_sizes, weight_sizes;
+    at::MemoryFormat x_format, weight_format;
     OperandForm x_form, weight_form;
     at::ScalarType x_dtype, weight_dtype;
     std::optional<at::ScalarType> bias_dtype;
@@ -74,6 +75,8 @@ class ConvolutionFunction : public torch::autograd::Function<ConvolutionFunction
     context->geometry = call.geometry;
     context->x_sizes = x.sizes().vec();
     context->weight_sizes = weight.sizes().vec();
+    context->x_format = x.suggest_memory_format();
+    context->weight_format = weight.suggest_memory_format();
     context->x_form = call.x->form();
     context->weight_form = call.weight->form();
     context->x_dtype = x.scalar_type();
@@ -121,9 +124,9 @@ class ConvolutionFunction : public torch::autograd::Function<ConvolutionFunction
           at::OptionalIntArrayRef(std::vector<int64_t>{context->weight_sizes[0]}), geometry.stride, geometry.padding,
           geometry.dilation, /*transposed=*/false, std::vector<int64_t>(geometry.stride.size(), 0), geometry.groups,
           {wants_dx, wants_dw, wants_db});
-      if (wants_dx) dx = dx.to(context->x_dtype);
+      if (wants_dx) dx = dx.to(context->x_dtype).contiguous(context->x_format);
       if (wants_dw) {
-        dw = dw.to(context->weight_dtype);
+        dw = dw.to(context->weight_dtype).contiguous(context->weight_format);
         if (context->gradients) ++*context->gradients;
       }
       if (wants_db) db = db.to(*context->bias_dtype);

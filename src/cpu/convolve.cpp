@@ -204,7 +204,7 @@ Tensor codes_with_channels_last(const Tensor& a) {
 }
 
 bool can_pack_windows(at::IntArrayRef weight, int64_t groups) {
-  return c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth && !is_narrow(weight, groups);
+  return weight[0] > 0 && c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth && !is_narrow(weight, groups);
 }
 
 Tensor pack_windows(const Tensor& codes, int64_t groups) {

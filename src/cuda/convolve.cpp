@@ -20,7 +20,7 @@ using cuda::OnDeviceOf, cuda::leave_to_reference;
 using detail::ConvolutionGeometry;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kMostCodes = 256 << 20;  ///< of windows that are written at once
+constexpr int64_t kMostCodes = 256 << 20;  ///< of windows that are written at once; so many bytes of sums at most
 constexpr int64_t kAlign = 16;  ///< codes: what the products read at once
 
 kernels::WindowGeometry window_geometry(at::IntArrayRef a, at::IntArrayRef b, const ConvolutionGeometry& geometry) {
@@ -53,7 +53,7 @@ Tensor scaled_convolution(
   const OnDeviceOf device(a);
   const int64_t channels = b.size(0) / groups;
   auto shape = window_geometry(a.sizes(), b.sizes(), geometry);
-  if (leave_to_reference() || detail::is_narrow(b.sizes(), groups) || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
+  if (leave_to_reference() || detail::is_narrow(b.sizes(), groups) || channels == 0 || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
     return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   }
   const auto codes = detail::codes_with_channels_last(a);
@@ -62,7 +62,7 @@ Tensor scaled_convolution(
   if (ld != depth) weights = at::constant_pad_nd(weights, {0, ld - depth});
   auto of_rows = a_scales;
   if (a_scales && a_scales->size(0) != 1) of_rows = a_scales->repeat_interleave(rows / a.size(0), 0, rows);
-  const int64_t at_once = std::min(rows, std::max<int64_t>(1, kMostCodes / ld));
+  const int64_t at_once = std::min(rows, std::max<int64_t>(1, kMostCodes / std::max(ld, 4 * channels)));
   const auto windows = at::empty({at_once, ld}, a.options());
   const auto product = [&](int64_t row, int64_t group) {
     const int64_t count = std::min(at_once, rows - row), first = group * channels;

@@ -31,9 +31,9 @@ struct ConvolutionGeometry {
   }
 };
 
-/// Whether groups have so few output channels that a back end's panels and tiles would be nearly empty, as in depthwise
-/// convolutions: these are the reference's.
-inline bool is_narrow(at::IntArrayRef weight, int64_t groups) { return weight[0] / groups < 8; }
+/// Whether many groups have so few output channels that a back end's panels and tiles would be nearly empty, as in
+/// depthwise convolutions: these are the reference's.
+inline bool is_narrow(at::IntArrayRef weight, int64_t groups) { return groups > 1 && weight[0] / groups < 8; }
 
 /// `values` of 1 to 3 spatial dimensions as those of three, of which the first have `otherwise`.
 inline std::array<int64_t, 3> in_three_dimensions(at::IntArrayRef values, int64_t otherwise) {

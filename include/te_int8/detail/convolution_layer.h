@@ -17,9 +17,13 @@ class ConvolutionLayer : public QuantizedLayer {
   using QuantizedLayer::QuantizedLayer;
 
   std::string limits() const override {
-    if (has_narrow_groups_) return "groups of fewer than 8 output channels are computed by the reference";
     const bool int8 = config().grad_input == Precision::Int8 || config().grad_weight == Precision::Int8;
-    return int8 ? "gradients of convolutions are in full precision" : "";
+    std::string gradients = int8 ? "gradients of convolutions are in full precision" : "";
+    if (!left_to_reference_) return gradients;
+    const std::string slow =
+        "groups of fewer than 8 output channels, and windows of more than 131,071 values, are computed by the reference, slower "
+        "than in full precision";
+    return gradients.empty() ? slow : gradients + "; " + slow;
   }
 
   /// Whether x [N,C,*] can meet this weight [O,C/groups,*]; where not, LibTorch's own error is the better one.
@@ -61,7 +65,7 @@ class ConvolutionLayer : public QuantizedLayer {
       call.gradients = std::move(found.gradients);
       call.x = x_operand(x, sample_form(config().x_granularity));
     }
-    if (is_narrow(whole.sizes(), geometry.groups)) has_narrow_groups_ = true;
+    if (!can_pack_windows(whole.sizes(), geometry.groups)) left_to_reference_ = true;
     auto y = call_convolution(x, part.rows, bias, std::move(call));
     Way::of_thread().passes(whole.unsafeGetTensorImpl());
     if (bias.defined()) ++counter()->fused_biases;
@@ -70,7 +74,7 @@ class ConvolutionLayer : public QuantizedLayer {
   }
 
  private:
-  std::atomic<bool> has_narrow_groups_ = false;
+  std::atomic<bool> left_to_reference_ = false;
 };
 
 }  // namespace te_int8::inline v0::detail

@@ -30,8 +30,11 @@ class EmbeddingLayer : public QuantizedLayer {
         .indices = indices, .padding_idx = padding_idx, .scale_grad_by_freq = scale_grad_by_freq, .sparse = sparse, .codes = {},
         .scales = {}};
     const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
-    // Of a table that is trained the codes of all rows would be made at each step, for the few that are asked for.
-    if (!trained || config().weight_granularity.is_per_tensor()) {
+    // Codes of a whole table are worth their time where they are kept, in inference. Else the rows that are asked for are
+    // quantized alone, to the same bits.
+    const bool kept = is_inference() && !whole.is_inference() && !whole.is_view() &&
+                      whole.storage().use_count() <= static_cast<std::size_t>(part.holders);
+    if (kept || config().weight_granularity.is_per_tensor()) {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
       auto found = WeightCodeCache::instance().get(whole, quantized_form(config().weight_granularity), part.holders, trained);

@@ -71,6 +71,7 @@ class QuantizedLayer {
   }
 
   const std::string& name() const { return name_; }
+  bool is_inference() const { return mode_ == Mode::Inference; }
   const LinearConfig& config() const { return config_; }
   const std::shared_ptr<CallCount>& counter() const { return count_; }
   const std::shared_ptr<ActivationCodes>& activations() const { return activations_; }
