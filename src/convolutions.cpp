@@ -1,6 +1,6 @@
 // Note [Routing] in routing.cpp, for convolutions. conv1d to conv3d are caught as well as the convolution that they come
 // down to, as autocast stands between the two.
-#include "convolutions.h"
+#include "routing.h"
 
 #include <algorithm>
 #include <optional>
@@ -21,8 +21,6 @@ namespace {
 using at::Tensor;
 using c10::SymInt, c10::SymIntArrayRef;
 using OptionalTensor = std::optional<Tensor>;
-
-constexpr c10::DispatchKeySet kBelowRouting(c10::DispatchKeySet::FULL_AFTER, kRoutingKey);
 
 /// One value for each spatial dimension, of one for all of them or as many; none where a size is not known.
 std::optional<std::vector<int64_t>> per_dimension(SymIntArrayRef values, std::size_t dimensions) {

@@ -1,5 +1,5 @@
 // Note [Routing] in routing.cpp, for embeddings.
-#include "embeddings.h"
+#include "routing.h"
 
 #include <utility>
 
@@ -10,8 +10,6 @@
 
 namespace te_int8::inline v0::detail {
 namespace {
-
-constexpr c10::DispatchKeySet kBelowRouting(c10::DispatchKeySet::FULL_AFTER, kRoutingKey);
 
 at::Tensor embedding(
     c10::DispatchKeySet keys, const at::Tensor& weight, const at::Tensor& indices, c10::SymInt padding_idx,

@@ -24,8 +24,7 @@ std::optional<Match> match_in(
   std::optional<Match> best;
   for (const auto* layers : candidates) {
     if (layers->operation() != operation) continue;
-    auto part = operation == Operation::Linear ? rows_of(layers->weight(), operand, transposed)
-                                               : whole_of(layers->weight(), operand);
+    auto part = part_of(layers->weight(), operand, transposed, operation);
     if (!part) continue;
     if (layers->weight().unsafeGetTensorImpl() == base) return Match{layers, std::move(*part)};
     const bool whole = operand.size(transposed ? 1 : 0) == layers->weight().size(0);

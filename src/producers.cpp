@@ -10,7 +10,7 @@
 //
 // In the backward it is the function whose kernel makes what the layer before it reads next, and leaves the codes of that
 // likewise (gradient_codes.h).
-#include "producers.h"
+#include "routing.h"
 
 #include <string_view>
 #include <utility>
@@ -28,8 +28,6 @@ namespace {
 using at::Tensor;
 using Kind = CodesSource::Kind;
 using OptionalTensor = std::optional<Tensor>;
-
-constexpr c10::DispatchKeySet kBelowRouting(c10::DispatchKeySet::FULL_AFTER, kRoutingKey);
 
 /// What a function of single values gives and leaves.
 struct MadeByFunction {

@@ -24,16 +24,11 @@
 #include <te_int8/detail/linear_layer.h>
 #include <te_int8/detail/scope.h>
 
-#include "convolutions.h"
-#include "embeddings.h"
-#include "producers.h"
 
 namespace te_int8::inline v0::detail {
 namespace {
 
 using at::Tensor;
-
-constexpr c10::DispatchKeySet kBelowRouting(c10::DispatchKeySet::FULL_AFTER, kRoutingKey);
 
 /// The layer for x times `operand`, if it is to compute it.
 std::optional<RoutedLayer> layer_for(const Tensor& x, const Tensor& operand, bool transposed) {

@@ -8,8 +8,6 @@
 #include <unordered_set>
 #include <utility>
 
-#include <c10/util/Type.h>
-
 #include <te_int8/backends.h>
 #include <te_int8/detail/convolution_layer.h>
 #include <te_int8/detail/embedding_layer.h>
@@ -78,10 +76,6 @@ std::string nothing_for(Operation operation, const Recipe& recipe) {
     return "its recipe has the output in full precision, and convolutions have no backward in INT8";
   }
   return "";
-}
-
-const char* shape_of_weight(Operation operation) {
-  return operation == Operation::Convolution ? "its weight has not 3 to 5 dimensions" : "its weight is not a matrix";
 }
 
 }  // namespace
@@ -235,73 +229,6 @@ void Scope::restore() noexcept {
   replaced_.clear();
 }
 
-namespace {
-
-/// Whether the tree still shows a scope's layer, or one of a scope inside it.
-bool shown(const ScopedLayer& scoped) {
-  if (!scoped.replacement) return true;
-  const auto& owner = *scoped.layer.owner;
-  return std::ranges::any_of(owner.slots, [&](const Slot& slot) {
-    const auto children = slot.parent->named_children();
-    const auto* child = children.find(slot.key);
-    const auto* replacement = child == nullptr ? nullptr : dynamic_cast<const Replacement*>(child->get());
-    return replacement != nullptr ? replacement->original_module() == owner.module
-                                  : child != nullptr && *child == owner.module;
-  });
-}
-
-}  // namespace
-
-Report Scope::report() const {
-  Report report;
-  std::unordered_map<const ScopedLayer*, const TiedLayers*> tied_of;
-  const auto index = this->index();
-  for (const auto& tied : index->tied) {
-    for (const auto* layer : tied.layers) tied_of[layer] = &tied;
-  }
-  for (const auto& scoped : layers_) {
-    LayerReport line{};
-    line.name = scoped.layer.names.front();
-    const auto& module = *scoped.layer.owner->module;
-    line.type = c10::demangle(typeid(module).name());
-    line.action = "full precision";
-    line.reason = scoped.reason;
-    const auto found = tied_of.find(&scoped);
-    const auto* first = found == tied_of.end() ? &scoped : &found->second->first();
-    const auto& weight = scoped.weight();
-    if (scoped.quantized && (!weight.defined() || !has_dimensions_for(scoped.layer.handles.operation, weight.dim()))) {
-      line.reason = shape_of_weight(scoped.layer.handles.operation);
-    } else if (scoped.quantized && found != tied_of.end() && !found->second->quantized()) {
-      line.reason = "was given the weight of a layer in full precision";
-    } else if (scoped.quantized) {
-      line.action = "quantized";
-      line.backend = scoped.quantized->backend(weight.device().type());
-      line.calls = scoped.quantized->count().calls;
-      line.bias_fused = line.calls > 0 && scoped.bias().defined() &&
-                        scoped.quantized->count().fused_biases == line.calls;
-      if (first != &scoped) {
-        line.reason = "weight tied to '" + first->layer.names.front() + "', where its calls count";
-      } else if (!shown(scoped)) {
-        line.reason = "another module has taken its place inside the scope";
-      } else if (line.calls > 0) {
-        line.reason = scoped.quantized->limits();
-      }
-    }
-    report.layers.push_back(std::move(line));
-  }
-  for (const auto& other : others_) {
-    report.layers.push_back(
-        {.name = other.name,
-         .type = other.type,
-         .action = "full precision",
-         .reason = other.reason,
-         .backend = "",
-         .bias_fused = false,
-         .calls = 0});
-  }
-  return report;
-}
-
 void Scope::rebuild_index() {
   const std::lock_guard lock(index_mutex_);
   for (const auto& scoped : layers_) {
@@ -323,7 +250,7 @@ at::Tensor Scope::successor_of(const at::Tensor& operand, bool transposed, Opera
     if (!scoped.replacement || scoped.layer.handles.operation != operation) continue;
     const auto& former = scoped.layer.weight();
     if (scoped.weight().is_same(former)) continue;
-    const auto part = operation == Operation::Linear ? rows_of(former, operand, transposed) : whole_of(former, operand);
+    const auto part = part_of(former, operand, transposed, operation);
     if (part && part->rows.size(0) == former.size(0)) return scoped.weight();
   }
   return {};

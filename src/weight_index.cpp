@@ -113,8 +113,6 @@ bool of_one_storage(const torch::Tensor& operand, const torch::Tensor& live) {
          live.storage().unsafeGetStorageImpl() == operand.storage().unsafeGetStorageImpl();
 }
 
-}  // namespace
-
 std::optional<WeightRows> whole_of(const torch::Tensor& live, const torch::Tensor& operand) {
   if (!of_one_storage(operand, live) || operand.storage_offset() != live.storage_offset() ||
       operand.sizes() != live.sizes() || operand.strides() != live.strides()) {
@@ -145,6 +143,13 @@ std::optional<WeightRows> rows_of(
   if (!transposed) return WeightRows{operand, first, one_counter ? 2U : 0U};
   // The weight, the operand, its transpose made here, and the rows that the operand is made from.
   return WeightRows{operand.t(), first, one_counter ? 4U : 0U};
+}
+
+}  // namespace
+
+std::optional<WeightRows> part_of(
+    const torch::Tensor& live, const torch::Tensor& operand, bool transposed, Operation operation) {
+  return operation == Operation::Linear ? rows_of(live, operand, transposed) : whole_of(live, operand);
 }
 
 }  // namespace te_int8::inline v0::detail

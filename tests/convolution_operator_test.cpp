@@ -153,3 +153,15 @@ TEST_CASE("scaled_convolution names what is wrong", "[operators][convolution]") 
   CHECK(error(a, b, good, at::ones({2}), at::kInt).find("no scales") != std::string::npos);
   CHECK(error(a, b, good, {}, at::kLong).find("expected out_dtype") != std::string::npos);
 }
+
+TEST_CASE("the reference's sums are exact whatever LibTorch may use", "[operators][convolution]") {
+  const auto a = codes_like({16, 64, 16, 16}), b = codes_like({4, 64, 3, 3});
+  const auto sums = [&] { return ops::scaled_convolution(a, b, {}, {}, {}, {1, 1}, {1, 1}, {1, 1}, 1, at::kInt); };
+  const auto expected = sums();
+  CHECK(same(expected, at::conv2d(a.to(at::kDouble), b.to(at::kDouble), {}, 1, 1).round().to(at::kInt)));
+  const bool enabled = at::globalContext().userEnabledMkldnn();
+  at::globalContext().setUserEnabledMkldnn(false);  // then NNPACK's transforms would be chosen
+  const auto without = sums();
+  at::globalContext().setUserEnabledMkldnn(enabled);
+  CHECK(same(without, expected));
+}

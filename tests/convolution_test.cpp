@@ -258,19 +258,6 @@ TEST_CASE("calls that LibTorch refuses get LibTorch's error", "[guard][convoluti
   CHECK(error_of([&] { dx.sum().backward(); }).find("te_int8::convolution: expected a first-order backward") != std::string::npos);
 }
 
-TEST_CASE("the reference's sums are exact whatever LibTorch may use", "[guard][convolution]") {
-  const auto codes = [](std::vector<int64_t> sizes) { return torch::randint(-127, 128, sizes).to(torch::kChar); };
-  const auto a = codes({16, 64, 16, 16}), b = codes({4, 64, 3, 3});
-  const auto sums = [&] { return te_int8::ops::scaled_convolution(a, b, {}, {}, {}, {1, 1}, {1, 1}, {1, 1}, 1, torch::kInt); };
-  const auto expected = sums();
-  CHECK(same(expected, at::conv2d(a.to(torch::kDouble), b.to(torch::kDouble), {}, 1, 1).round().to(torch::kInt)));
-  const bool enabled = at::globalContext().userEnabledMkldnn();
-  at::globalContext().setUserEnabledMkldnn(false);  // then NNPACK's transforms would be chosen
-  const auto without = sums();
-  at::globalContext().setUserEnabledMkldnn(enabled);
-  CHECK(same(without, expected));
-}
-
 TEST_CASE("an operation that autocast leaves alone keeps its dtype", "[guard][convolution]") {
   const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(4, 8, 3)));
   const auto x = torch::randn({2, 4, 9, 9});

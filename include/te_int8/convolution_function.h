@@ -25,9 +25,7 @@ struct ConvolutionCall {
 
 /// as_samples undone: [N, * x C] -> [N,C,*], in channels-last memory.
 inline at::Tensor from_samples(const at::Tensor& matrix, at::IntArrayRef sizes) {
-  auto last = sizes.vec();
-  std::rotate(last.begin() + 1, last.begin() + 2, last.end());
-  return matrix.view(last).movedim(-1, 1);
+  return matrix.view(channels_last_sizes(sizes)).movedim(-1, 1);
 }
 
 inline at::Tensor convolve_codes(

@@ -60,6 +60,11 @@ inline bool has_dimensions_for(Operation operation, int64_t dimensions) {
   return operation == Operation::Convolution ? dimensions >= 3 && dimensions <= 5 : dimensions == 2;
 }
 
+/// The reason of a layer whose weight has not the dimensions for its operation.
+inline const char* shape_of_weight(Operation operation) {
+  return operation == Operation::Convolution ? "its weight has not 3 to 5 dimensions" : "its weight is not a matrix";
+}
+
 /// What scopes know of a type of modules.
 struct ModuleType {
   std::type_index type;

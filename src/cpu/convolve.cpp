@@ -221,10 +221,7 @@ Tensor scaled_convolution_packed(
   const Windows windows(a.sizes(), weight, geometry);
   const auto sizes = geometry.result_sizes(a.sizes(), weight);
   const bool by_channel = format == at::MemoryFormat::Contiguous;
-  // [N,*,O] where channels are last.
-  auto result_sizes = sizes;
-  if (!by_channel) std::rotate(result_sizes.begin() + 1, result_sizes.begin() + 2, result_sizes.end());
-  const auto result = cpu::empty(result_sizes, dtype);
+  const auto result = cpu::empty(by_channel ? sizes : channels_last_sizes(sizes), dtype);
   if (result.numel() == 0) return by_channel ? result : result.movedim(-1, 1);
 
   const auto x = codes_with_channels_last(a);

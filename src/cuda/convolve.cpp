@@ -80,9 +80,8 @@ Tensor scaled_convolution(
     results.push_back(groups == 1 ? of_groups.front() : at::cat(of_groups, 1));
   }
   const auto result = results.size() == 1 ? results.front() : at::cat(results);
-  auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
-  std::rotate(sizes.begin() + 1, sizes.begin() + 2, sizes.end());
-  return result.view(sizes).movedim(-1, 1).contiguous(a.suggest_memory_format());
+  const auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
+  return result.view(detail::channels_last_sizes(sizes)).movedim(-1, 1).contiguous(a.suggest_memory_format());
 }
 
 }  // namespace

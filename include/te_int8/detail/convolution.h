@@ -35,6 +35,13 @@ struct ConvolutionGeometry {
 /// depthwise convolutions: these are the reference's.
 inline bool is_narrow(at::IntArrayRef weight, int64_t groups) { return groups > 1 && weight[0] / groups < 8; }
 
+/// [N,C,*] -> [N,*,C].
+inline std::vector<int64_t> channels_last_sizes(at::IntArrayRef sizes) {
+  auto last = sizes.vec();
+  std::rotate(last.begin() + 1, last.begin() + 2, last.end());
+  return last;
+}
+
 /// `values` of 1 to 3 spatial dimensions as those of three, of which the first have `otherwise`.
 inline std::array<int64_t, 3> in_three_dimensions(at::IntArrayRef values, int64_t otherwise) {
   std::array<int64_t, 3> result;

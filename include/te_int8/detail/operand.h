@@ -1,4 +1,4 @@
-// Operands: X and W of a quantized linear layer as they are held between forward and backward.
+// Operands: X and W of a quantized layer as they are held between forward and backward.
 #pragma once
 
 #include <algorithm>
@@ -10,64 +10,17 @@
 
 #include <torch/types.h>
 
+#include <te_int8/detail/operand_form.h>
 #include <te_int8/detail/packed_codes.h>
 #include <te_int8/detail/stream_stamp.h>
 #include <te_int8/operators.h>
-#include <te_int8/recipe.h>
 
 namespace te_int8::inline v0::detail {
 
-/// Precision and granularity of one layer: a Recipe without names and back end.
-struct LinearConfig {
-  Precision output = Precision::Int8;
-  Precision grad_input = Precision::Full;
-  Precision grad_weight = Precision::Full;
-  Granularity x_granularity = Granularity::per_row();
-  Granularity weight_granularity = Granularity::per_row();
-
-  LinearConfig() = default;
-  explicit LinearConfig(const Recipe& recipe)
-      : output(recipe.output()),
-        grad_input(recipe.grad_input()),
-        grad_weight(recipe.grad_weight()),
-        x_granularity(recipe.activations()),
-        weight_granularity(recipe.weights()) {}
-
-  bool quantizes_nothing() const {
-    return output == Precision::Full && grad_input == Precision::Full &&
-           grad_weight == Precision::Full;
-  }
-};
-
-/// How an operand (X or W) is held between forward and backward.
-enum class OperandForm {
-  RowCodes,     ///< [R,C] codes with a scale per row
-  TensorCodes,  ///< [R,C] codes with one scale
-  ColumnCodes,  ///< [C,R] codes of the transpose, one scale per column: output Full, backward Int8
-  // Of a convolution's x [N,C,*] or weight [O,C,*], channels last: [N, * x C]
-  SampleCodes,         ///< codes with a scale per sample or output channel
-  SampleCodesOneScale, ///< codes with one scale
-  Values,              ///< the tensor itself: output and backward Full
-};
-inline constexpr std::size_t kCodeForms = 5;  ///< Values left out
-
-inline OperandForm operand_form(Precision output, Precision backward, Granularity granularity) {
-  if (output == Precision::Int8) {
-    return granularity.is_per_tensor() ? OperandForm::TensorCodes : OperandForm::RowCodes;
-  }
-  return backward == Precision::Int8 ? OperandForm::ColumnCodes : OperandForm::Values;
-}
-
-inline OperandForm quantized_form(Granularity granularity) {
-  return operand_form(Precision::Int8, Precision::Full, granularity);
-}
-
-inline OperandForm sample_form(Granularity granularity) {
-  return granularity.is_per_tensor() ? OperandForm::SampleCodesOneScale : OperandForm::SampleCodes;
-}
-
 /// [N,C,*] -> [N, * x C]: a row per sample, channels last.
-inline at::Tensor as_samples(const at::Tensor& x) { return x.movedim(1, -1).reshape({x.size(0), x.numel() / std::max<int64_t>(x.size(0), 1)}); }
+inline at::Tensor as_samples(const at::Tensor& x) {
+  return x.movedim(1, -1).reshape({x.size(0), x.numel() / std::max<int64_t>(x.size(0), 1)});
+}
 
 /// Codes of x [N,C,*] as as_samples lays them out. They do not depend on the order, so x is read as it lies.
 inline ops::Codes quantize_samples(const at::Tensor& x, const char* granularity) {
@@ -223,11 +176,9 @@ class Operand {
     return ops::dequantize(matrix(), scale_list(), dtype);
   }
 
-  /// The codes for scaled_mm_packed, made at most once; undefined where they are used once, or by a back end
-  /// that reads them as they are.
-  at::Tensor packed() { return packed(/*groups=*/1); }
-  /// The same of a convolution's weight, by groups.
-  at::Tensor packed(int64_t groups) {
+  /// The codes for scaled_mm_packed, or by the groups of a convolution's weight for scaled_convolution_packed; made at most
+  /// once, undefined where they are used once, or by a back end that reads them as they are.
+  at::Tensor packed(int64_t groups = 1) {
     if (whole_) {
       const auto panels = whole_->packed();
       if (!panels.defined()) return {};

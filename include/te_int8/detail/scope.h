@@ -62,11 +62,10 @@ struct Match {
   WeightRows part;
 };
 
-/// The rows of `live` [N,K] that `operand` is a view of, transposed or not, if it is one.
-std::optional<WeightRows> rows_of(
-    const torch::Tensor& live, const torch::Tensor& operand, bool transposed);
-/// `live`, of any shape, where `operand` is the same values.
-std::optional<WeightRows> whole_of(const torch::Tensor& live, const torch::Tensor& operand);
+/// What `operand`, given to `operation`, is of the weight `live`, if anything: of a Linear the rows that it is a view of,
+/// transposed or not; of the others all of it.
+std::optional<WeightRows> part_of(
+    const torch::Tensor& live, const torch::Tensor& operand, bool transposed, Operation operation);
 
 class Scope {
  public:
