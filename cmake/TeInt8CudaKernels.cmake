@@ -1,6 +1,6 @@
 # Compiles kernels/, which the library and the kernels' own tests are linked with, into the object libraries that
 # te_int8_kernel_libraries lists. Those that CUTLASS makes by instances, as each takes half a minute:
-# kernels/gemm_sm90.cu and gemm_sm80.cu once per tile and output type. Without CUTLASS, or without an architecture
+# kernels/gemm_sm90.cu, gemm_sm80.cu and convolution_sm90.cu once per tile and output type. Without CUTLASS, or without an architecture
 # that they are for, the back end "cutlass" is left out.
 set(TE_INT8_CUTLASS "" CACHE PATH
   "CUTLASS 4: the folder that holds include/cutlass; by default what the set-up has fetched")
@@ -84,11 +84,12 @@ else()
       128,256,128,1,1,1,0,0 128,256,128,2,1,1,0,0 ${few_rows})
     te_int8_add_gemms(gemm_sm90 90a float32 "${fields}"
       128,128,128,2,1,0,0,0 128,128,128,1,1,0,0,0 64,128,128,1,1,0,0,0)
-    set(gradients float32 bfloat16 half)
+    set(outs float32 bfloat16 half)
     if(TE_INT8_TILES STREQUAL "ONE")
-      set(gradients float32)
+      set(outs float32)
     endif()
-    te_int8_add_gemms(gemm_sm90 90a "${gradients}" "${fields}" 128,128,128,2,1,0,0,1)
+    te_int8_add_gemms(gemm_sm90 90a "${outs}" "${fields}" 128,128,128,2,1,0,0,1)
+    te_int8_add_gemms(convolution_sm90 90a "${outs}" "${fields}" 128,128,128,1,1,0,0,0 128,64,64,1,1,0,0,0)
   endif()
   if(te_int8_old_architectures)
     set(fields TILE_M TILE_N TILE_K WARP_M WARP_N STAGES)

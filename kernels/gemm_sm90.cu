@@ -1,181 +1,18 @@
 // Products on Hopper (sm_90a) by CUTLASS: TMA and wgmma in a warp-specialized pipeline, scales, bias and cast in the
-// epilogue. Compiled once per tile and output type, which CMake gives:
-//
-//   TE_INT8_OUT              float32, half or bfloat16
-//   TE_INT8_TILE_M, _N, _K   of a block
-//   TE_INT8_CLUSTER_M, _N    blocks that share what they load
-//   TE_INT8_COOPERATIVE      two warpgroups on one tile, else on two in turn (pingpong)
-//   TE_INT8_SWAPPED          the transposed product b a^T, for few rows of a: wgmma wants at least 64 on its left side
-//   TE_INT8_ACCUMULATES      adds to what `out` holds
+// epilogue. Compiled once per tile and output type (gemm_sm90.cuh).
 #include <utility>
 
-#include <cute/tensor.hpp>
-#include <cutlass/cutlass.h>
-#include <cutlass/epilogue/collective/collective_builder.hpp>
-#include <cutlass/gemm/collective/collective_builder.hpp>
-#include <cutlass/gemm/device/gemm_universal_adapter.h>
-#include <cutlass/gemm/kernel/gemm_universal.hpp>
-#include <cutlass/util/packed_stride.hpp>
-
-#include "epilogue.cuh"
-#include "gemm_registry.h"
-#include "gemm_types.cuh"
-#include "per_device.h"
+#include "gemm_sm90.cuh"
 
 namespace te_int8::kernels {
 namespace {
 
-using namespace cute;  // NOLINT: CUTLASS is unreadable without
-namespace fusion = cutlass::epilogue::fusion;
-
-using Out = outputs::TE_INT8_OUT;
-
-using Tile = Shape<Int<TE_INT8_TILE_M>, Int<TE_INT8_TILE_N>, Int<TE_INT8_TILE_K>>;
-using Cluster = Shape<Int<TE_INT8_CLUSTER_M>, Int<TE_INT8_CLUSTER_N>, _1>;
-constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
-
-// Names are of the product a b^T: columns are b's. Swapped, they are the rows of CUTLASS's tile.
-#if TE_INT8_SWAPPED
-template <typename Stride>
-using ByColumn = fusion::Sm90ColBroadcast<0, Tile, float, float, Stride>;
-template <typename Stride>
-using ByRow = fusion::Sm90RowBroadcast<0, Tile, float, float, Stride>;
-using OneColumn = Stride<_1, _0, _0>;
-using ColumnScales = Stride<bool, _0, _0>;
-using RowScales = Stride<_0, bool, _0>;
-#else
-template <typename Stride>
-using ByColumn = fusion::Sm90RowBroadcast<0, Tile, float, float, Stride>;
-template <typename Stride>
-using ByRow = fusion::Sm90ColBroadcast<0, Tile, float, float, Stride>;
-using OneColumn = Stride<_0, _1, _0>;
-using ColumnScales = Stride<_0, bool, _0>;
-using RowScales = Stride<bool, _0, _0>;
-#endif
-
-/// A bias of any type, one value a column. CUTLASS's broadcasts bring values of one type; this one converts them on
-/// the way.
-class Bias : public ByColumn<OneColumn> {
-  using Base = ByColumn<OneColumn>;
-
- public:
-  struct Arguments {
-    const void* values = nullptr;
-    Type type = Type::Float;
-  };
-  struct Params {
-    typename Base::Params base;
-    Type type;
-  };
-
-  template <typename Problem>
-  static constexpr Params to_underlying_arguments(const Problem&, const Arguments& arguments, void*) {
-    // Elements of the base are addressed, not read.
-    return {{static_cast<const float*>(arguments.values), kNoBias, {}}, arguments.type};
-  }
-  template <typename Problem>
-  static bool can_implement(const Problem&, const Arguments&) { return true; }
-  template <typename Problem>
-  static std::size_t get_workspace_size(const Problem&, const Arguments&) { return 0; }
-  template <typename Problem>
-  static cutlass::Status initialize_workspace(
-      const Problem&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
-  }
-
-  CUTLASS_HOST_DEVICE Bias() {}
-  CUTLASS_HOST_DEVICE Bias(const Params& params, const typename Base::SharedStorage& storage)
-      : Base(params.base, storage), type_(params.type) {}
-
-  template <typename Callbacks>
-  struct Converting : Callbacks {
-    Type type;
-    CUTLASS_DEVICE Converting(const Callbacks& callbacks, Type t) : Callbacks(callbacks), type(t) {}
-
-    CUTLASS_DEVICE void begin() {
-#if TE_INT8_SWAPPED  // into registers
-      const float* first = this->params.ptr_col;
-      if (first == nullptr) return;
-      auto from = filter_zeros(this->tCgCol);
-      auto to = filter_zeros(this->tCrCol);
-      auto place = filter_zeros(this->tCcCol, this->tCgCol.stride());
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < size(from); ++i) {
-        const bool inside = elem_less(place(i), this->residue_tCcCol);
-        to(i) = inside ? bias_value(first, type, &from(i) - first) : 0.0F;
-      }
-#else  // into shared memory
-      const float* first = this->params.ptr_row;
-      auto from = filter_zeros(this->tGS_gRow);
-      auto to = filter_zeros(this->tGS_sRow);
-      auto place = filter_zeros(this->tGS_cRow, this->tGS_gRow.stride());
-      for (int i = 0; i < size(from); ++i) {
-        if (get<1>(place(i)) >= size<1>(Tile{})) continue;
-        const bool inside = first != nullptr && elem_less(place(i), this->residue_cRow);
-        to(i) = inside ? bias_value(first, type, &from(i) - first) : this->params.null_default;
-      }
-#endif
-    }
-  };
-
-  template <bool kReferenceSource, typename... Args>
-  CUTLASS_DEVICE auto get_consumer_store_callbacks(const fusion::detail::ConsumerStoreArgs<Args...>& args) {
-    auto callbacks = Base::template get_consumer_store_callbacks<kReferenceSource>(args);
-    return Converting<decltype(callbacks)>(callbacks, type_);
-  }
-
- private:
-  Type type_ = Type::Float;
-};
-
-// fma(b_scale, float(sum) * a_scale, bias, or what is there). A stride of bool is one scale for all, or one each.
-#if TE_INT8_ACCUMULATES
-using Source = Out;
-using Added = fusion::Sm90SrcFetch<Source>;
-#else
-using Source = void;
-using Added = Bias;
-#endif
-using Scaled = fusion::Sm90EVT<
-    fusion::Sm90Compute<cutlass::multiplies, float, float, kRound>, ByRow<RowScales>, fusion::Sm90AccFetch>;
-using Formula = fusion::Sm90EVT<
-    fusion::Sm90Compute<cutlass::homogeneous_multiply_add, Out, float, kRound>, ByColumn<ColumnScales>, Scaled, Added>;
-
-#if TE_INT8_COOPERATIVE
-using Schedule = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
-using EpilogueSchedule = cutlass::epilogue::TmaWarpSpecializedCooperative;
-#define TE_INT8_SCHEDULE_NAME "cooperative"
-#else
-using Schedule = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
-using EpilogueSchedule = cutlass::epilogue::TmaWarpSpecialized;
-#define TE_INT8_SCHEDULE_NAME "pingpong"
-#endif
-
-#if TE_INT8_SWAPPED
-using OutLayout = cutlass::layout::ColumnMajor;
-#define TE_INT8_SIDES "swapped "
-#else
-using OutLayout = cutlass::layout::RowMajor;
-#define TE_INT8_SIDES ""
-#endif
-
-constexpr int kOutAlignment = 16 / sizeof(Out);
-using EpilogueOf = typename cutlass::epilogue::collective::CollectiveBuilder<
-    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
-    cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, Source, OutLayout, kOutAlignment, Out, OutLayout,
-    kOutAlignment, EpilogueSchedule, Formula>::CollectiveOp;
-using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor, 16, int8_t,
-    cutlass::layout::ColumnMajor, 16, int32_t, Tile, Cluster,
-    cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename EpilogueOf::SharedStorage))>,
-    Schedule>::CollectiveOp;
+using EpilogueOfRows = EpilogueOf<ByRow<RowScales>>;
+using Mainloop = MainloopBeside<EpilogueOfRows>;
 static_assert(!TE_INT8_SWAPPED || size(Cluster{}) == 1, "a bias goes to registers, and is not shared by a cluster");
-using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, EpilogueOf>;
-using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, EpilogueOfRows>;
 
 cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_t stream) {
-  const auto allowed = allow_shared_memory<cutlass::device_kernel<Kernel>>(Kernel::SharedStorageSize);
-  if (allowed != cudaSuccess) return allowed;
   auto m = static_cast<int>(product.m), n = static_cast<int>(product.n);
   const auto k = static_cast<int>(product.k);
   const int8_t *left = product.a, *right = product.b;
@@ -184,13 +21,7 @@ cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_
     std::swap(left, right);
   }
   const auto& scales = product.epilogue;
-  const auto strides = [](int64_t step, auto strides_of) {  // one scale for all, or one each
-    return decltype(strides_of)(transform(strides_of, [&](auto stride) {
-      if constexpr (is_same_v<decltype(stride), bool>) return step != 0;
-      else return stride;
-    }));
-  };
-  const auto out_strides = cutlass::make_cute_packed_stride(typename EpilogueOf::StrideD{}, {m, n, 1});
+  const auto out_strides = cutlass::make_cute_packed_stride(typename EpilogueOfRows::StrideD{}, {m, n, 1});
 #if TE_INT8_ACCUMULATES
   const typename Added::Arguments added{};
   const auto* const source = static_cast<const Source*>(product.out);
@@ -198,54 +29,30 @@ cudaError_t launch(const Product& product, const Gemm& how, int sms, cudaStream_
 #else
   const typename Added::Arguments added{scales.bias, scales.bias_type};
   const void* const source = nullptr;
-  const typename EpilogueOf::StrideC source_strides{};
+  const typename EpilogueOfRows::StrideC source_strides{};
 #endif
-  typename Adapter::Arguments arguments{
-      cutlass::gemm::GemmUniversalMode::kGemm,
-      {m, n, k, 1},
-      {left, cutlass::make_cute_packed_stride(typename Mainloop::StrideA{}, {m, k, 1}), right,
-       cutlass::make_cute_packed_stride(typename Mainloop::StrideB{}, {n, k, 1})},
-      {{{scales.b_scales, 1.0F, strides(scales.b_step, ColumnScales{})},
-        {{scales.a_scales, 1.0F, strides(scales.a_step, RowScales{})}, {}, {}},
-        added,
-        {}},
-       source,
-       source_strides,
-       static_cast<Out*>(product.out),
-       out_strides}};
-  arguments.hw_info.sm_count = sms;
-  arguments.scheduler.max_swizzle_size = how.swizzle;
-  using Order = cutlass::gemm::kernel::detail::RasterOrderOptions;
-  arguments.scheduler.raster_order = how.along_m != static_cast<bool>(TE_INT8_SWAPPED) ? Order::AlongM : Order::AlongN;
-  auto params = Kernel::to_underlying_arguments(arguments, nullptr);
-  constexpr bool kAfterProducer = true;  // see pdl.cuh
-  if (Adapter::run(params, stream, nullptr, kAfterProducer) != cutlass::Status::kSuccess) {
-    const auto error = cudaGetLastError();
-    return error == cudaSuccess ? cudaErrorInvalidValue : error;
-  }
-  return cudaGetLastError();
+  return launch_kernel<Kernel>(
+      {cutlass::gemm::GemmUniversalMode::kGemm,
+       {m, n, k, 1},
+       {left, cutlass::make_cute_packed_stride(typename Mainloop::StrideA{}, {m, k, 1}), right,
+        cutlass::make_cute_packed_stride(typename Mainloop::StrideB{}, {n, k, 1})},
+       {{{scales.b_scales, 1.0F, scale_strides<ColumnScales>(scales.b_step)},
+         {{scales.a_scales, 1.0F, scale_strides<RowScales>(scales.a_step)}, {}, {}},
+         added,
+         {}},
+        source,
+        source_strides,
+        static_cast<Out*>(product.out),
+        out_strides}},
+      how, sms, stream);
 }
 
-const bool registered = [] {
-  for (const bool along_m : {false, true}) {
-    for (const int swizzle : {1, 2, 4, 8}) {
-      if (TE_INT8_SWAPPED && (along_m || swizzle > 1)) continue;  // one column of tiles has but one order
-      gemm_registry().push_back(
-          {.name = TE_INT8_SIDES TE_INT8_SCHEDULE_NAME " " TE_INT8_VALUE(TE_INT8_TILE_M) "x" TE_INT8_VALUE(
-               TE_INT8_TILE_N) " c" TE_INT8_VALUE(TE_INT8_CLUSTER_M) "x" TE_INT8_VALUE(TE_INT8_CLUSTER_N),
-           .oldest = 90,
-           .newest = 90,
-           .fewest_rows = !TE_INT8_SWAPPED ? 33 : TE_INT8_TILE_N == 16 ? 1 : TE_INT8_TILE_N / 2 + 1,
-           .most_rows = TE_INT8_SWAPPED ? TE_INT8_TILE_N : kAnyRows,
-           .type = kTypeOf<Out>,
-           .along_m = along_m,
-           .swizzle = swizzle,
-           .launch = launch,
-           .accumulates = static_cast<bool>(TE_INT8_ACCUMULATES)});
-    }
-  }
-  return true;
-}();
+const bool registered = register_gemm(
+    {.name = TE_INT8_SWAPPED ? "swapped " TE_INT8_NAME : TE_INT8_NAME,
+     .fewest_rows = !TE_INT8_SWAPPED ? 33 : TE_INT8_TILE_N == 16 ? 1 : TE_INT8_TILE_N / 2 + 1,
+     .most_rows = TE_INT8_SWAPPED ? TE_INT8_TILE_N : kAnyRows,
+     .launch = launch,
+     .accumulates = static_cast<bool>(TE_INT8_ACCUMULATES)});
 
 }  // namespace
 }  // namespace te_int8::kernels

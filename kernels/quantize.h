@@ -10,7 +10,8 @@
 namespace te_int8::kernels {
 
 /// x [rows, width] -> codes [rows, width], scales [rows]. One pass over memory for rows that fit into the
-/// registers of a block (aligned: 65,536 values of 2 bytes, 32,768 floats; else 16,384), else two.
+/// registers of a block (aligned: 65,536 values of 2 bytes, 32,768 floats; else 16,384), or of eight on GPUs with
+/// clusters; else two.
 cudaError_t quantize_rows(
     Type type, const void* x, int64_t rows, int64_t width, int8_t* codes, float* scales, cudaStream_t stream);
 

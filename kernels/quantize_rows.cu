@@ -1,6 +1,8 @@
 // Codes by row, and by tensor.
 #include <algorithm>
 
+#include <cooperative_groups.h>
+
 #include "pdl.cuh"
 #include "quantize.h"
 #include "rows.cuh"
@@ -9,6 +11,8 @@ namespace te_int8::kernels {
 namespace {
 
 constexpr unsigned kFewBlocks = 1024;  ///< where a consumer's head start is worth what it costs each block
+constexpr int kMostBlocksOfRow = 8;    ///< clusters of so many blocks run on every GPU that has clusters
+constexpr int64_t kEnoughBlocks = 256, kLeastSlice = 4096;  ///< rows are shared out to so many blocks, but not into smaller parts
 
 /// Rows in registers, shared out by a RowLayout.
 template <typename T, bool kAligned, int kPieces>
@@ -31,6 +35,40 @@ __global__ void __launch_bounds__(kMaxRowThreads) rows_on_chip(
     pieces[p].store(codes + row * width + begin(p), left(p), threads, thread, step.inverse);
   }
   if (thread == 0 && row < rows) scales[row] = step.scale;
+}
+
+/// Rows in the registers of a cluster of blocks, each of which has `slice` values of its row: for rows too wide for one block, and
+/// for so few of them that blocks would be idle. Only on GPUs that have clusters.
+template <typename T, bool kAligned, int kPieces>
+__global__ void __launch_bounds__(kMaxRowThreads) rows_on_clusters(
+    const T* __restrict__ x, int64_t width, int64_t slice, int8_t* __restrict__ codes, float* __restrict__ scales) {
+#if __CUDA_ARCH__ >= 900
+  if (gridDim.x <= kFewBlocks) let_consumer_start();
+  const auto cluster = cooperative_groups::this_cluster();
+  cluster.barrier_arrive();  // all have started, so that their shared memory is there
+  const int64_t row = blockIdx.x / cluster.num_blocks(), first = cluster.block_rank() * slice;
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  x += row * width + first;
+  codes += row * width + first;
+  const auto begin = [&](int piece) { return static_cast<int64_t>(piece) * threads * kPiece; };
+  const auto left = [&](int piece) { return min(slice, width - first) - begin(piece); };
+  Piece<T, kAligned> pieces[kPieces];
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) pieces[p].load(x + begin(p), left(p), threads, thread);
+  uint32_t amax = 0;
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) amax = max(amax, pieces[p].amax());
+  amax = block_max(amax);
+  __shared__ uint32_t of_block[kMostBlocksOfRow];
+  cluster.barrier_wait();
+  if (threadIdx.x < cluster.num_blocks()) *cluster.map_shared_rank(of_block + cluster.block_rank(), threadIdx.x) = amax;
+  cluster.sync();
+  for (unsigned i = 0; i < cluster.num_blocks(); ++i) amax = max(amax, of_block[i]);
+  const Step step = step_of(amax);
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) pieces[p].store(codes + begin(p), left(p), threads, thread, step.inverse);
+  if (thread == 0 && first == 0) scales[row] = step.scale;
+#endif
 }
 
 /// f(where it begins, how many values) for every run of a row that a block takes at once.
@@ -96,20 +134,73 @@ bool aligned_rows(const void* x, int64_t width, const void* codes) {
   return is_aligned(x) && is_aligned(codes) && width % kPiece == 0;
 }
 
+template <auto kKernel, typename... Arguments>
+cudaError_t launch_clusters(int blocks, const Launch& launch, const Arguments&... arguments) {
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeClusterDimension;
+  together.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = launch.grid;
+  config.blockDim = launch.block;
+  config.stream = launch.stream;
+  config.attrs = &together;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kKernel, arguments...);
+}
+
+/// How many blocks share a row, and what each has of it; 1: a block has it alone.
+struct Slices {
+  int blocks = 1;
+  int64_t width;
+};
+
+template <typename T, bool kAligned>
+Slices slices_of(int64_t rows, int64_t width) {
+  Slices result{.width = width};
+  const auto wanted = [&] {
+    return row_layout<T, kAligned>(result.width).pieces == 0 ||
+           (rows * result.blocks < kEnoughBlocks && result.width >= 2 * kLeastSlice);
+  };
+  while (result.blocks < kMostBlocksOfRow && wanted()) {
+    result.blocks *= 2;
+    result.width = ceil_div(ceil_div(width, result.blocks), kPiece) * kPiece;
+  }
+  return result;
+}
+
+/// Calls f(std::integral_constant) with the pieces that a thread has in such a layout; there are some.
+template <typename T, bool kAligned, typename F>
+cudaError_t with_pieces(const RowLayout& layout, const F& f) {
+  if constexpr (kAligned) {
+    if (layout.pieces == 2) return f(std::integral_constant<int, 2>());
+    if constexpr (sizeof(T) == 2) {
+      if (layout.pieces == 4) return f(std::integral_constant<int, 4>());
+    }
+  }
+  return f(std::integral_constant<int, 1>());
+}
+
 template <typename T, bool kAligned>
 cudaError_t launch_rows(
     const T* x, int64_t rows, int64_t width, int8_t* codes, float* scales, cudaStream_t stream) {
-  const auto layout = row_layout<T, kAligned>(width);
-  const auto launch = [&](auto kernel) {
-    kernel<<<layout.grid(rows), layout.block(), 0, stream>>>(x, rows, width, codes, scales);
-    return cudaGetLastError();
-  };
-  if (layout.pieces == 1) return launch(rows_on_chip<T, kAligned, 1>);
-  if constexpr (kAligned) {
-    if (layout.pieces == 2) return launch(rows_on_chip<T, kAligned, 2>);
-    if constexpr (sizeof(T) == 2) {
-      if (layout.pieces == 4) return launch(rows_on_chip<T, kAligned, 4>);
+  const auto slices = slices_of<T, kAligned>(rows, width);
+  if (slices.blocks > 1 && has_image_of<rows_on_clusters<T, kAligned, 1>, 90>()) {
+    const auto layout = row_layout<T, kAligned>(slices.width);
+    if (layout.pieces != 0) {
+      return with_pieces<T, kAligned>(layout, [&](auto pieces) {
+        return launch_clusters<rows_on_clusters<T, kAligned, decltype(pieces)::value>>(
+            slices.blocks, {static_cast<unsigned>(rows * slices.blocks), layout.block(), 0, stream}, x, width, slices.width, codes,
+            scales);
+      });
     }
+  }
+  const auto layout = row_layout<T, kAligned>(width);
+  if (layout.pieces != 0) {
+    return with_pieces<T, kAligned>(layout, [&](auto pieces) {
+      rows_on_chip<T, kAligned, decltype(pieces)::value>
+          <<<layout.grid(rows), layout.block(), 0, stream>>>(x, rows, width, codes, scales);
+      return cudaGetLastError();
+    });
   }
   rows_in_two_passes<T, kAligned>
       <<<static_cast<unsigned>(rows), kMaxRowThreads, 0, stream>>>(x, width, codes, scales);

@@ -30,6 +30,7 @@ std::vector<Shape> matrices_for_cuda() {
     result.emplace_back(3, wide);
     result.emplace_back(wide, 3);
   }
+  for (const int64_t wide : {524'288, 524'304}) result.emplace_back(2, wide);
   for (int64_t i = 0; result.size() < 510; ++i) result.emplace_back(1 + i * 29 % 97, 1 + i * 53 % 211);
   return result;
 }

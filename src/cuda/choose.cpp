@@ -24,6 +24,19 @@ int64_t bucket(int64_t size) {
   return (size + step - 1) / step * step;
 }
 
+ProductKind kind_of(const kernels::Product& product, const at::Tensor& out, bool fits) {
+  return {
+      .device = out.device().index(),
+      .m = bucket(product.m),
+      .n = product.n,
+      .k = bucket(product.k),
+      .out = out.scalar_type(),
+      .backend = detail::current_backend(),
+      .fits = fits,
+      .accumulate = product.accumulate,
+      .windows = product.windows != nullptr};
+}
+
 namespace {
 
 /// "pingpong 128x128 c2x1 along N swizzle 8"
@@ -57,9 +70,10 @@ bool may_compute(const kernels::Gemm& gemm, int device) {
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   std::vector<const kernels::Gemm*> result;
   const int device = capability();
+  const bool windows = product.windows != nullptr;
   for (const auto& gemm : kernels::gemms()) {
-    if (may_compute(gemm, device) && gemm.type == product.type && gemm.accumulates == product.accumulate && gemm.fewest_rows <= product.m &&
-        product.m <= gemm.most_rows) {
+    if (may_compute(gemm, device) && gemm.type == product.type && gemm.accumulates == product.accumulate && gemm.windows == windows &&
+        gemm.fewest_rows <= product.m && product.m <= gemm.most_rows) {
       result.push_back(&gemm);
     }
   }
@@ -71,7 +85,7 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   };
   std::ranges::sort(result, {}, rank);
   TORCH_CHECK_VALUE(
-      !result.empty() || product.accumulate || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
+      !result.empty() || product.accumulate || windows || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
       "description of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
   return result;
 }
@@ -82,7 +96,7 @@ void print(const ProductKind& kind, const Candidate& choice) {
   static const bool wanted = std::getenv("TE_INT8_PRINT_CHOICES") != nullptr;
   if (!wanted) return;
   std::ostringstream line;
-  line << "te_int8: " << kind.m << " x " << kind.n << " x " << kind.k << (kind.accumulate ? " added to " : " to ") << kind.out << " on cuda:" << kind.device
+  line << "te_int8: " << (kind.windows ? "windows " : "") << kind.m << " x " << kind.n << " x " << kind.k << (kind.accumulate ? " added to " : " to ") << kind.out << " on cuda:" << kind.device
        << ": ";
   if (const auto* gemm = std::get_if<const kernels::Gemm*>(&choice)) {
     line << "cutlass " << description(**gemm);

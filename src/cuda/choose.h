@@ -21,8 +21,12 @@ struct ProductKind {
   detail::Backend backend;
   bool fits;  ///< whether kernels::fits_gemms
   bool accumulate = false;
+  bool windows = false;
   auto operator<=>(const ProductKind&) const = default;
 };
+
+/// That of a product by the current back end.
+ProductKind kind_of(const kernels::Product& product, const at::Tensor& out, bool fits);
 
 /// The bucket of a size: those up to a quarter apart share their kernel, so that changing batches are not timed for ever.
 int64_t bucket(int64_t size);
@@ -38,7 +42,7 @@ Candidate choose(
     const std::function<void(const Candidate&)>& run);
 
 /// The kernels for the current device that are worth a try, the best guess first. Where TE_INT8_KERNELS is set, only those
-/// with that in their descriptions, and it is an error if a product that does not accumulate has none.
+/// with that in their descriptions, and it is an error if a plain product has none.
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product);
 
 /// Whether TE_INT8_KERNELS is set.

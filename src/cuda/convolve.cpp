@@ -1,5 +1,5 @@
-// te_int8::scaled_convolution on CUDA tensors: the windows are written as a matrix (kernels/windows.h), which scaled_mm
-// multiplies by the weight.
+// te_int8::scaled_convolution on CUDA tensors, as a product of windows (kernels/windows.h) and weight: by a kernel that reads the
+// windows from the codes, or where there is none for it they are written as a matrix for scaled_mm.
 #include <algorithm>
 #include <vector>
 
@@ -10,7 +10,9 @@
 #include <te_int8/operators.h>
 
 #include "../../kernels/windows.h"
+#include "choose.h"
 #include "device.h"
+#include "epilogue.h"
 
 namespace te_int8::inline v0 {
 namespace {
@@ -44,6 +46,33 @@ OptionalTensor part_of(const OptionalTensor& values, int64_t first, int64_t coun
   return values && values->size(0) != 1 ? OptionalTensor(values->narrow(0, first, count)) : values;
 }
 
+/// out [rows, O] for weights [O, depth]; false where no kernel reads these windows from the codes.
+bool multiply_windows(
+    const Tensor& codes, const Tensor& weights, const kernels::WindowGeometry& windows, const kernels::Epilogue& epilogue,
+    const Tensor& out, const OnDeviceOf& device) {
+  const kernels::Product product{
+      .a = codes.const_data_ptr<int8_t>(),
+      .b = weights.const_data_ptr<int8_t>(),
+      .m = out.size(0),
+      .n = out.size(1),
+      .k = weights.size(1),
+      .epilogue = epilogue,
+      .type = cuda::type_of(out.scalar_type()),
+      .out = out.mutable_data_ptr(),
+      .windows = &windows};
+  if (detail::current_backend() == detail::Backend::Cublaslt || !kernels::fits_gemms(product)) return false;
+  const auto gemms = cuda::gemms_for(product);
+  if (gemms.empty()) return false;
+  const auto launch = [&](const cuda::Candidate& candidate) {
+    const auto& gemm = *std::get<const kernels::Gemm*>(candidate);
+    C10_CUDA_CHECK(gemm.launch(product, gemm, cuda::multiprocessors(), device.stream()));
+  };
+  const auto kind = cuda::kind_of(product, out, /*fits=*/true);
+  const auto known = cuda::chosen(kind);
+  launch(known ? *known : cuda::choose(kind, device.stream(), {gemms.begin(), gemms.end()}, launch));
+  return true;
+}
+
 Tensor scaled_convolution(
     const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
     const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -59,6 +88,15 @@ Tensor scaled_convolution(
   const auto codes = detail::codes_with_channels_last(a);
   const int64_t rows = shape.rows(), depth = shape.depth(), ld = (depth + kAlign - 1) / kAlign * kAlign;
   auto weights = detail::codes_with_channels_last(b).view({b.size(0), depth});
+  const auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
+  const auto as_convolution = [&](const Tensor& matrix) {
+    return matrix.view(detail::channels_last_sizes(sizes)).movedim(-1, 1).contiguous(a.suggest_memory_format());
+  };
+  if (groups == 1 && dtype != at::kInt) {
+    const auto result = at::empty({rows, channels}, a.options().dtype(dtype == at::kDouble ? at::kFloat : dtype));
+    const cuda::DenseEpilogue epilogue(a_scales, b_scales, bias);
+    if (multiply_windows(codes, weights, shape, epilogue.get(), result, device)) return as_convolution(result.to(dtype));
+  }
   if (ld != depth) weights = at::constant_pad_nd(weights, {0, ld - depth});
   auto of_rows = a_scales;
   if (a_scales && a_scales->size(0) != 1) of_rows = a_scales->repeat_interleave(rows / a.size(0), 0, rows);
@@ -79,9 +117,7 @@ Tensor scaled_convolution(
     for (int64_t group = 0; group < groups; ++group) of_groups.push_back(product(row, group));
     results.push_back(groups == 1 ? of_groups.front() : at::cat(of_groups, 1));
   }
-  const auto result = results.size() == 1 ? results.front() : at::cat(results);
-  const auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
-  return result.view(detail::channels_last_sizes(sizes)).movedim(-1, 1).contiguous(a.suggest_memory_format());
+  return as_convolution(results.size() == 1 ? results.front() : at::cat(results));
 }
 
 }  // namespace

@@ -50,18 +50,6 @@ kernels::Product product_of(const Tensor& a, const Tensor& b, const kernels::Epi
       .out = out.mutable_data_ptr()};
 }
 
-cuda::ProductKind kind_of(const kernels::Product& product, const Tensor& out, bool fits) {
-  return {
-      .device = out.device().index(),
-      .m = cuda::bucket(product.m),
-      .n = product.n,
-      .k = cuda::bucket(product.k),
-      .out = out.scalar_type(),
-      .backend = detail::current_backend(),
-      .fits = fits,
-      .accumulate = product.accumulate};
-}
-
 /// Computes a product of codes, which may not be empty, by the kernel that is best at it.
 void multiply(
     const Tensor& a, const Tensor& b, const kernels::Epilogue& epilogue, const Tensor& out, const OnDeviceOf& device) {
@@ -94,7 +82,7 @@ void multiply(
       dequantize(sums, epilogue, out, device.stream());
     }
   };
-  const auto kind = kind_of(product, out, fits);
+  const auto kind = cuda::kind_of(product, out, fits);
   const auto known = cuda::chosen(kind);
   run(known ? *known : cuda::choose(kind, device.stream(), candidates(), run));
 }
@@ -113,7 +101,7 @@ bool multiply_into(
     const auto& gemm = *std::get<const kernels::Gemm*>(candidate);
     C10_CUDA_CHECK(gemm.launch(of, gemm, cuda::multiprocessors(), device.stream()));
   };
-  const auto kind = kind_of(product, out, /*fits=*/true);
+  const auto kind = cuda::kind_of(product, out, /*fits=*/true);
   auto chosen = cuda::chosen(kind);
   if (!chosen) {
     Tensor scratch;  // what is timed adds many times
