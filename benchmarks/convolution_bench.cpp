@@ -1,6 +1,6 @@
 // Convolutions 3x3 of ResNet-50's stages: quantized in a scope, dynamic quantization and bias included, beside LibTorch's
 // fp32 and bf16 in the same run. On the CPU 8 samples, one input (threads: OMP_NUM_THREADS); on a GPU 64, inputs in turn
-// that together are larger than its cache. Arguments: side of the image, channels, and whether they are last in memory.
+// that together are larger than its cache. Arguments: side of the image, channels, whether they are last in memory, and whether each is convolved by itself (depthwise).
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -16,7 +16,7 @@ using te_int8::AutocastGuard, te_int8::Mode;
 
 struct Stage {
   Stage(const benchmark::State& state, c10::Device device, at::ScalarType dtype, int64_t samples, int count)
-      : layer(nn::Conv2dOptions(state.range(1), state.range(1), 3).padding(1)) {
+      : layer(nn::Conv2dOptions(state.range(1), state.range(1), 3).padding(1).groups(state.range(3) != 0 ? state.range(1) : 1)) {
     const auto side = state.range(0), channels = state.range(1);
     const auto format = state.range(2) != 0 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
     layer->to(device, dtype);
@@ -24,7 +24,7 @@ struct Stage {
     for (int i = 0; i < count; ++i) {
       inputs.push_back(torch::randn({samples, channels, side, side}, device).to(dtype).contiguous(format));
     }
-    gops = 2e-9 * static_cast<double>(samples * side * side * channels * channels * 9);
+    gops = 2e-9 * static_cast<double>(samples * side * side * layer->weight.numel());
   }
   at::Tensor next() {
     place = (place + 1) % inputs.size();
@@ -74,9 +74,11 @@ void CudaConvolutionBf16(benchmark::State& state) { on_gpu(state, false); }
 void CudaConvolutionInt8(benchmark::State& state) { on_gpu(state, true); }
 
 void stages(benchmark::internal::Benchmark* b) {
-  for (const int64_t last : {0, 1}) {
-    for (const auto& [side, channels] : std::vector<std::pair<int64_t, int64_t>>{{56, 64}, {28, 128}, {14, 256}, {7, 512}}) {
-      b->Args({side, channels, last});
+  for (const int64_t depthwise : {0, 1}) {
+    for (const int64_t last : {0, 1}) {
+      for (const auto& [side, channels] : std::vector<std::pair<int64_t, int64_t>>{{56, 64}, {28, 128}, {14, 256}, {7, 512}}) {
+        b->Args({side, channels, last, depthwise});
+      }
     }
   }
 }

@@ -24,8 +24,9 @@ GEMM_SHAPES = [(8192, 4096, 4096), (8192, 14336, 4096), (8192, 4096, 14336), (81
                (2048, 4096, 4096)]
 LINEAR_SHAPES = [(8192, 4096, 4096), (8192, 14336, 4096), (2048, 4096, 4096), (1024, 1024, 1024), (4096, 1024, 4096)]
 DECODE_SHAPES = [(m, n, n) for n in (4096, 8192) for m in (1, 8, 16, 32, 64)]
-CONVOLUTION_SHAPES = [(samples, side, channels) for samples in (64, 256)
-                      for side, channels in ((56, 64), (28, 128), (14, 256), (7, 512))]  # 3x3 of ResNet-50's stages
+# 3x3 of ResNet-50's stages: samples, side, channels, groups
+CONVOLUTION_SHAPES = [(samples, side, channels, groups) for groups in ("one", "depthwise") for samples in (64, 256)
+                      for side, channels in ((56, 64), (28, 128), (14, 256), (7, 512))]
 QUANTIZE_SHAPES = [(8192, 4096), (16384, 4096), (8192, 16384), (8192, 768), (65536, 1024)]
 ROTATED_BYTES = 256 << 20
 ops = torch.ops.te_int8
@@ -144,14 +145,15 @@ def linear(m, n, k):
     return result
 
 
-def convolution(samples, side, channels):
+def convolution(samples, side, channels, groups):
     """3x3 with padding 1, channels last; quantization of x and bias included, the weights' codes given."""
     torch.backends.cudnn.benchmark = True
     count = copies(4 * samples * side * side * channels)
     bias = bf16(channels)
-    weight = bf16(channels, channels, 3, 3).to(memory_format=torch.channels_last)
+    groups = channels if groups == "depthwise" else 1
+    weight = bf16(channels, channels // groups, 3, 3).to(memory_format=torch.channels_last)
     weight_codes, weight_scales = ops.quantize_rows(weight.permute(0, 2, 3, 1).flatten(1))
-    weight_codes = weight_codes.view(channels, 3, 3, channels).permute(0, 3, 1, 2)
+    weight_codes = weight_codes.view(channels, 3, 3, channels // groups).permute(0, 3, 1, 2)
 
     def quantized(x):
         codes, scales = ops.quantize_rows(x.permute(0, 2, 3, 1).flatten(1))
@@ -159,14 +161,14 @@ def convolution(samples, side, channels):
 
     def multiply(codes, scales):
         return ops.scaled_convolution(
-            codes, weight_codes, scales, weight_scales, bias, [1, 1], [1, 1], [1, 1], 1, out_dtype=torch.bfloat16)
+            codes, weight_codes, scales, weight_scales, bias, [1, 1], [1, 1], [1, 1], groups, out_dtype=torch.bfloat16)
 
     def values():
         return (bf16(samples, channels, side, side).to(memory_format=torch.channels_last),)
 
     result = {
-        "bf16": rotate(lambda x: torch.nn.functional.conv2d(x, weight, bias, padding=1), values, count),
-        "bf16 without bias": rotate(lambda x: torch.nn.functional.conv2d(x, weight, padding=1), values, count),
+        "bf16": rotate(lambda x: torch.nn.functional.conv2d(x, weight, bias, padding=1, groups=groups), values, count),
+        "bf16 without bias": rotate(lambda x: torch.nn.functional.conv2d(x, weight, padding=1, groups=groups), values, count),
         "te_int8": rotate(lambda x: multiply(*quantized(x)), values, count),
         "quantization": rotate(quantized, values, count),
         "scaled_convolution": rotate(multiply, lambda: quantized(*values()), count),

@@ -205,7 +205,9 @@ Tensor layer_norm(
     };
     return shape.size() == 1 && shape[0] == x.size(-1) && plain(gamma) && plain(beta);
   };
+  bool left_codes = false;
   const auto with_codes = [&](bool) {
+    left_codes = true;
     auto [y, mean, rstd] = at::native_layer_norm_symint(x, shape, weight, bias, eps);
     const at::NoGradGuard no_grad;
     // SGD's steps change no version of gamma and beta.
@@ -217,7 +219,9 @@ Tensor layer_norm(
     auto codes = source->make();
     return Made{y, std::move(codes), y.requires_grad() ? source : nullptr};
   };
-  return produce(Kind::LayerNorm, x, fits, with_codes, without);
+  auto y = produce(Kind::LayerNorm, x, fits, with_codes, without);
+  if (const auto activations = activations_of_thread(); activations && gamma.defined()) activations->note_norm(gamma, left_codes);
+  return y;
 }
 
 }  // namespace

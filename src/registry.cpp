@@ -172,6 +172,7 @@ void refresh(torch::nn::Module& model) {
     if (!live.scope->covers_any(modules)) continue;  // another model's, perhaps another thread's
     live.scope->rebuild_index();                     // so that the layers know what was assigned
     live.scope->forget_activations();
+    live.scope->forget_folds();
   }
   detail::PanelCache::instance().clear();  // its buffers' panels, and others', which are made again
   auto& cache = detail::WeightCodeCache::instance();

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <c10/util/Type.h>
+#include <torch/nn/modules/normalization.h>
 
 namespace te_int8::inline v0::detail {
 namespace {
@@ -24,6 +25,16 @@ bool shown(const ScopedLayer& scoped) {
 }
 
 }  // namespace
+
+std::string Scope::reason_of(const OtherModule& other) const {
+  const auto fold = std::ranges::find(folds_, other.name, [](const auto& f) { return f->norm_name(); });
+  if (fold != folds_.end() && (*fold)->calls() > 0) return "folded into '" + (*fold)->convolution() + "'";
+  const auto* norm = dynamic_cast<const torch::nn::LayerNormImpl*>(other.module.get());
+  if (norm == nullptr || !norm->weight.defined()) return other.reason;
+  const auto count = activations_->count_of_norm(norm->weight);
+  if (count.with_codes == 0) return other.reason;
+  return c10::str(other.reason, "; ", count.with_codes, " of ", count.results, " results came with codes for the next layer");
+}
 
 Report Scope::report() const {
   Report report;
@@ -67,7 +78,7 @@ Report Scope::report() const {
         {.name = other.name,
          .type = other.type,
          .action = "full precision",
-         .reason = other.reason,
+         .reason = reason_of(other),
          .backend = "",
          .bias_fused = false,
          .calls = 0});

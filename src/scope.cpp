@@ -8,6 +8,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include <torch/nn/modules/container/sequential.h>
+
 #include <te_int8/backends.h>
 #include <te_int8/detail/convolution_layer.h>
 #include <te_int8/detail/embedding_layer.h>
@@ -89,6 +91,7 @@ Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
   check_globs_match("rule", recipe_.rule_globs(), found.layers);
   others_ = std::move(found.others);
   configure(std::move(found.layers));
+  if (mode_ == Mode::Inference) fold_batch_norms();
   make_replacements();
   rebuild_index();
   const bool quantizes = std::ranges::any_of(
@@ -149,6 +152,44 @@ void Scope::configure(std::vector<Layer> layers) {
     scoped.quantized =
         make_layer(operation, scoped.layer.names.front(), mode_, LinearConfig(*recipe), layer_backend, activations_);
     scoped.quantized->backend(scoped.weight().device().type());  // raises where it cannot compute
+  }
+}
+
+/// A layer in full precision, and one that stands in several places or shares its weight, is left alone.
+void Scope::fold_batch_norms() {
+  const auto modules = root_->named_modules("", /*include_self=*/false);  // which a root on the stack could not
+  auto pairs = recipe_.batch_norm_pairs();
+  const auto named = pairs.size();
+  const auto add_pairs_of = [&](const torch::nn::Module& module, const std::string& prefix) {
+    if (dynamic_cast<const torch::nn::SequentialImpl*>(&module) == nullptr) return;
+    const auto children = module.named_children();
+    for (std::size_t i = 0; i + 1 < children.size(); ++i) {
+      pairs.emplace_back(prefix + children[i].key(), prefix + children[i + 1].key());
+    }
+  };
+  if (recipe_.fold_batch_norms()) {
+    add_pairs_of(*root_, "");
+    for (const auto& item : modules) add_pairs_of(*item.value(), item.key() + '.');
+  }
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const auto& [convolution, norm_name] = pairs[i];
+    const auto layer = std::ranges::find_if(layers_, [&, &name = convolution](const ScopedLayer& scoped) {
+      return std::ranges::count(scoped.layer.names, name) > 0 && scoped.layer.handles.operation == Operation::Convolution;
+    });
+    const auto* module = modules.find(norm_name);
+    const auto norm = module == nullptr ? nullptr : BatchNorm::of(*module);
+    const bool fits = layer != layers_.end() && norm != nullptr && layer->weight().defined() &&
+                      layer->weight().dim() == norm->dimensions() + 2 && layer->weight().size(0) == norm->channels();
+    TORCH_CHECK_VALUE(
+        fits || i >= named, "te_int8::Recipe::fold_batch_norm: expected a Conv1d to Conv3d and a BatchNorm of its output channels and "
+        "dimensions, got \"", convolution, "\" and \"", norm_name, "\"");
+    if (!fits || !layer->quantized) continue;
+    const auto shares = std::ranges::count_if(
+        layers_, [&](const ScopedLayer& other) { return other.weight().is_same(layer->weight()); });
+    const bool folded = std::ranges::any_of(folds_, [&](const auto& fold) { return fold->convolution() == pairs[i].first; });
+    if (layer->layer.names.size() > 1 || shares > 1 || folded) continue;
+    folds_.push_back(std::make_shared<BatchNormFold>(convolution, norm_name, norm));
+    static_cast<ConvolutionLayer&>(*layer->quantized).fold(folds_.back());
   }
 }
 

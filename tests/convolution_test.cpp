@@ -272,11 +272,11 @@ TEST_CASE("an operation that autocast leaves alone keeps its dtype", "[guard][co
   CHECK(calls_of(guard, "conv") == 2);
 }
 
-TEST_CASE("groups of few output channels are told of", "[guard][convolution]") {
-  const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(6, 12, 3).groups(6)));
+TEST_CASE("windows whose sums may not fit an int32 are told of", "[guard][convolution]") {
+  const auto model = std::make_shared<HasConvImpl<nn::Conv1d>>(nn::Conv1d(nn::Conv1dOptions(131'072, 1, 1)));
   const AutocastGuard guard(model, Mode::QAT);
-  model->forward(torch::randn({2, 6, 9, 9}));
-  CHECK(line_of(guard.report(), "conv").reason.find("groups of fewer than 8 output channels") == 0);
+  model->forward(torch::randn({1, 131'072, 2}));
+  CHECK(line_of(guard.report(), "conv").reason.find("windows of more than 131,071 values are computed by the reference") == 0);
 }
 
 TEST_CASE("a layer that was given no weight, or one of another shape, is in the report", "[guard][convolution]") {

@@ -19,6 +19,7 @@ struct ConvolutionCall {
   ConvolutionGeometry geometry;
   at::ScalarType out_dtype;
   std::shared_ptr<Operand> x, weight;  ///< SampleCodes, or with one scale
+  at::Tensor weight_scales;            ///< [O] or [1]: the weight's, perhaps with a batch norm in them
   GradientCount gradients = nullptr;   ///< of the weight
   std::weak_ptr<CodesInUse> activations = {};
 };
@@ -35,15 +36,15 @@ inline at::Tensor convolve_codes(
   // As LibTorch's: channels last where x or the weight has them last.
   const auto of_x = x.suggest_memory_format();
   const auto format = of_x == at::MemoryFormat::Contiguous ? weight.suggest_memory_format() : of_x;
-  if (can_pack_windows(weight.sizes(), geometry.groups)) {
-    if (const auto packed = call.weight->packed(geometry.groups); packed.defined()) {
+  if (can_pack_windows(weight.sizes())) {
+    if (const auto packed = call.weight->packed(packing_of(weight.sizes(), geometry.groups)); packed.defined()) {
       return scaled_convolution_packed(
-          codes, packed, weight.sizes(), call.x->scale_list(), call.weight->scale_list(), as_optional(bias), geometry,
+          codes, packed, weight.sizes(), call.x->scale_list(), call.weight_scales, as_optional(bias), geometry,
           call.out_dtype, format);
     }
   }
   return ops::scaled_convolution(
-             codes, from_samples(call.weight->data(), weight.sizes()), call.x->scale_list(), call.weight->scale_list(),
+             codes, from_samples(call.weight->data(), weight.sizes()), call.x->scale_list(), call.weight_scales,
              as_optional(bias), geometry.stride, geometry.padding, geometry.dilation, geometry.groups, call.out_dtype)
       .contiguous(format);
 }

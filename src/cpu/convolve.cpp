@@ -44,6 +44,21 @@ struct Windows {
   int64_t per_sample() const { return positions[0] * positions[1] * positions[2]; }
   int64_t count() const { return samples * per_sample(); }
   int64_t depth() const { return window[0] * window[1] * window[2] * group_channels; }
+  /// f(whether it is inside, its first pixel, where the window begins in it) for each line of the input that a window reads.
+  template <typename F>
+  void for_each_line(int64_t place, const F& f) const {
+    const int64_t sample = place / per_sample(), position = place % per_sample();
+    const int64_t column = position % positions[2], row = position / positions[2] % positions[1],
+                  slice = position / positions[2] / positions[1];
+    for (int64_t i = 0; i < window[0]; ++i) {
+      const int64_t z = slice * stride[0] - padding[0] + i * dilation[0];
+      for (int64_t j = 0; j < window[1]; ++j) {
+        const int64_t y = row * stride[1] - padding[1] + j * dilation[1];
+        const bool inside = z >= 0 && z < size[0] && y >= 0 && y < size[1];
+        f(inside, ((sample * size[0] + z) * size[1] + y) * size[2], column * stride[2] - padding[2]);
+      }
+    }
+  }
   /// Windows in a block: whole twelves, which the kernels multiply at once, and blocks of like size, which threads share
   /// out. The larger they are, the less often the weights are read.
   int64_t block() const {
@@ -68,24 +83,13 @@ class Block {
       sums_[static_cast<std::size_t>(row)] = kernels().row_sum(to, padded_);
     }
   }
-  void multiply(int64_t rows, const uint8_t* panel, int64_t columns, const cpu::Epilogue& epilogue) const {
+  void multiply(int64_t rows, const uint8_t* panel, int64_t /*first*/, int64_t columns, const cpu::Epilogue& epilogue) const {
     kernels().multiply(codes_.data(), ld_, sums_.data(), rows, panel, padded_, columns, epilogue);
   }
 
  private:
   int8_t* copy_window(int64_t place, int64_t group, int8_t* to) const {
-    const int64_t sample = place / w_.per_sample(), position = place % w_.per_sample();
-    const int64_t column = position % w_.positions[2], row = position / w_.positions[2] % w_.positions[1],
-                  slice = position / w_.positions[2] / w_.positions[1];
-    for (int64_t i = 0; i < w_.window[0]; ++i) {
-      const int64_t z = slice * w_.stride[0] - w_.padding[0] + i * w_.dilation[0];
-      for (int64_t j = 0; j < w_.window[1]; ++j) {
-        const int64_t y = row * w_.stride[1] - w_.padding[1] + j * w_.dilation[1];
-        const bool inside = z >= 0 && z < w_.size[0] && y >= 0 && y < w_.size[1];
-        const int64_t line = ((sample * w_.size[0] + z) * w_.size[1] + y) * w_.size[2];
-        to = copy_line(inside, line, column * w_.stride[2] - w_.padding[2], group, to);
-      }
-    }
+    w_.for_each_line(place, [&](bool inside, int64_t line, int64_t begin) { to = copy_line(inside, line, begin, group, to); });
     return to;
   }
 
@@ -113,6 +117,66 @@ class Block {
   int64_t padded_, ld_;
   std::vector<int8_t> codes_;
   std::vector<int32_t> sums_;
+};
+
+/// Windows of a depthwise convolution: the pixels themselves, or one of zeros beyond the edges.
+class DepthwiseBlock {
+ public:
+  DepthwiseBlock(const int8_t* codes, const Windows& windows)
+      : x_(codes), w_(windows), taps_(w_.window[0] * w_.window[1] * w_.window[2]),
+        zeros_(static_cast<std::size_t>(w_.channels)) {}
+
+  void load(int64_t first, int64_t rows, int64_t /*group*/) {
+    pixels_.clear();
+    for (int64_t place = first; place < first + rows; ++place) add_pixels_of(place);
+  }
+  void multiply(int64_t rows, const uint8_t* panel, int64_t first, int64_t columns, const cpu::Epilogue& epilogue) const {
+    kernels().multiply_by_channel(
+        pixels_.data(), taps_, first, rows, reinterpret_cast<const int8_t*>(panel), columns, epilogue);
+  }
+
+ private:
+  void add_pixels_of(int64_t place) {
+    w_.for_each_line(place, [&](bool inside, int64_t line, int64_t begin) {
+      for (int64_t i = 0; i < w_.window[2]; ++i) {
+        const int64_t x = begin + i * w_.dilation[2];
+        pixels_.push_back(inside && x >= 0 && x < w_.size[2] ? x_ + (line + x) * w_.channels : zeros_.data());
+      }
+    });
+  }
+
+  const int8_t* x_;
+  const Windows& w_;
+  int64_t taps_;
+  std::vector<int8_t> zeros_;
+  std::vector<const int8_t*> pixels_;
+};
+
+/// How the output channels of a weight [O, taps x C/groups] are shared out to panels. Groups of few channels share one, as one group
+/// whose weight is zero where an input channel is not of the output's own: as many products, but full panels. All groups of a
+/// depthwise convolution are one, in panels of their own [taps, kPanel].
+struct Panels {
+  bool depthwise;
+  int64_t together;  ///< groups that are one
+  int64_t groups;    ///< that are left
+  int64_t channels;  ///< output channels of such a group
+  int64_t count;     ///< panels of such a group
+  int64_t bytes;     ///< of a panel
+
+  Panels(int64_t out_channels, int64_t depth, const detail::WindowPacking& packing)
+      : depthwise(packing.groups > 1 && packing.groups == out_channels && depth == packing.taps),
+        together(depthwise ? packing.groups : groups_of_panel(out_channels / packing.groups, depth, packing.groups)),
+        groups(packing.groups / together),
+        channels(out_channels / groups),
+        count(cpu::panels(channels)),
+        bytes(depthwise ? packing.taps * cpu::kPanel : cpu::panel_bytes(together * depth)) {}
+
+ private:
+  static int64_t groups_of_panel(int64_t channels, int64_t depth, int64_t groups) {
+    int64_t together = std::clamp<int64_t>(cpu::kPanel / channels, 1, groups);
+    while (groups % together != 0 || (together > 1 && together * depth > detail::kMaxInt32Depth)) --together;
+    return together;
+  }
 };
 
 /// Values for all columns of all panels of all groups, so that kernels read whole vectors; empty where there are none.
@@ -171,12 +235,12 @@ Tensor scaled_convolution(
     int64_t groups, std::optional<at::ScalarType> out_dtype) {
   const ConvolutionGeometry geometry{stride.vec(), padding.vec(), dilation.vec(), groups};
   const auto dtype = detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
-  if (!detail::can_pack_windows(b.sizes(), groups) || leave_to_reference()) {
+  if (!detail::can_pack_windows(b.sizes()) || leave_to_reference()) {
     return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   }
   const auto windows = detail::codes_with_channels_last(b).view({b.size(0), -1});
   return detail::scaled_convolution_packed(
-      a, detail::pack_windows(windows, groups), b.sizes(), a_scales, b_scales, bias, geometry, dtype,
+      a, detail::pack_windows(windows, detail::packing_of(b.sizes(), groups)), b.sizes(), a_scales, b_scales, bias, geometry, dtype,
       a.suggest_memory_format());
 }
 
@@ -203,47 +267,58 @@ Tensor codes_with_channels_last(const Tensor& a) {
   return result;
 }
 
-bool can_pack_windows(at::IntArrayRef weight, int64_t groups) {
-  return weight[0] > 0 && c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth && !is_narrow(weight, groups);
+bool can_pack_windows(at::IntArrayRef weight) {
+  return weight[0] > 0 && c10::multiply_integers(weight.slice(1)) <= kMaxInt32Depth;
 }
 
-Tensor pack_windows(const Tensor& codes, int64_t groups) {
-  if (groups == 1) return pack_codes(codes);
-  std::vector<Tensor> panels;
-  for (const auto& group : codes.chunk(groups)) panels.push_back(pack_codes(group));
-  return at::cat(panels);
+Tensor pack_windows(const Tensor& codes, const WindowPacking& packing) {
+  if (packing.groups == 1) return pack_codes(codes);
+  const int64_t out_channels = codes.size(0), depth = codes.size(1), taps = packing.taps;
+  const Panels panels(out_channels, depth, packing);
+  if (panels.depthwise) {
+    const auto padded = at::constant_pad_nd(codes, {0, 0, 0, panels.count * cpu::kPanel - out_channels});
+    return padded.view({panels.count, cpu::kPanel, taps}).transpose(1, 2).reshape({panels.count, panels.bytes}).view(at::kByte);
+  }
+  const int64_t rows = out_channels / packing.groups;
+  const auto own = codes.view({panels.groups, panels.together, rows, taps, depth / taps});
+  const auto all = at::zeros({panels.groups, panels.together, rows, taps, panels.together, depth / taps}, codes.options());
+  all.diagonal(0, 1, 4).copy_(own.movedim(1, -1));
+  std::vector<Tensor> packed;
+  for (const auto& group : all.view({out_channels, panels.together * depth}).chunk(panels.groups)) packed.push_back(pack_codes(group));
+  return at::cat(packed);
 }
 
 Tensor scaled_convolution_packed(
     const Tensor& a, const Tensor& packed, at::IntArrayRef weight, const OptionalTensor& a_scales,
     const OptionalTensor& b_scales, const OptionalTensor& bias, const ConvolutionGeometry& geometry, at::ScalarType dtype,
     at::MemoryFormat format) {
-  const Windows windows(a.sizes(), weight, geometry);
+  const Panels panels(weight[0], c10::multiply_integers(weight.slice(1)), packing_of(weight, geometry.groups));
+  auto merged = weight.vec();
+  merged[1] *= panels.together;
+  const Windows windows(a.sizes(), merged, geometry);
   const auto sizes = geometry.result_sizes(a.sizes(), weight);
   const bool by_channel = format == at::MemoryFormat::Contiguous;
   const auto result = cpu::empty(by_channel ? sizes : channels_last_sizes(sizes), dtype);
   if (result.numel() == 0) return by_channel ? result : result.movedim(-1, 1);
 
   const auto x = codes_with_channels_last(a);
-  const int64_t channels = weight[0], group_channels = channels / geometry.groups, panels = cpu::panels(group_channels);
+  const int64_t channels = weight[0];
   const auto x_scales = by_window(a_scales, windows);
-  const auto w_scales = by_panel(b_scales, geometry.groups, group_channels), added = by_panel(bias, geometry.groups, group_channels);
+  const auto w_scales = by_panel(b_scales, panels.groups, panels.channels), added = by_panel(bias, panels.groups, panels.channels);
   const auto* panel_at = packed.const_data_ptr<uint8_t>();
-  const int64_t panel_bytes = cpu::panel_bytes(windows.depth());
   auto* out = static_cast<char*>(result.mutable_data_ptr());
   const auto element = static_cast<int64_t>(result.element_size());
   const int64_t block_size = windows.block(), blocks = (windows.count() + block_size - 1) / block_size;
-  const int64_t per_block = geometry.groups * panels;
+  const int64_t per_block = panels.groups * panels.count;
 
-  in_parallel(blocks * per_block, grain(block_size * cpu::kPanel * (windows.depth() + 32) / 64), [&](int64_t begin, int64_t end) {
-    Block block(x.const_data_ptr<int8_t>(), windows);
+  const auto compute = [&](auto block, int64_t begin, int64_t end) {
     std::vector<char> results(by_channel ? static_cast<std::size_t>(block_size * cpu::kPanel * element) : 0);
     int64_t loaded = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / per_block * block_size, rows = std::min(block_size, windows.count() - first);
-      const int64_t place = task % per_block, group = place / panels, column = place % panels * cpu::kPanel;
-      if (std::exchange(loaded, task / panels) != task / panels) block.load(first, rows, group);
-      const int64_t columns = std::min(cpu::kPanel, group_channels - column), channel = group * group_channels + column;
+      const int64_t place = task % per_block, group = place / panels.count, column = place % panels.count * cpu::kPanel;
+      if (std::exchange(loaded, task / panels.count) != task / panels.count) block.load(first, rows, group);
+      const int64_t columns = std::min(cpu::kPanel, panels.channels - column), channel = group * panels.channels + column;
       const cpu::Epilogue epilogue{
           .type = cpu::type_of(dtype),
           .out = by_channel ? static_cast<void*>(results.data()) : out + (first * channels + channel) * element,
@@ -252,11 +327,16 @@ Tensor scaled_convolution_packed(
           .x_step = x_scales.empty() ? 0 : 1,
           .w_scales = w_scales.empty() ? nullptr : w_scales.data() + place * cpu::kPanel,
           .bias = added.empty() ? nullptr : added.data() + place * cpu::kPanel};
-      block.multiply(rows, panel_at + place * panel_bytes, columns, epilogue);
+      block.multiply(rows, panel_at + place * panels.bytes, column, columns, epilogue);
       if (by_channel) {
         store_by_channel(element, results.data(), rows, columns, out, channels, windows.per_sample(), first, channel);
       }
     }
+  };
+  const int64_t products = panels.bytes / cpu::kPanel + 32;  // of an output, and what storing it is worth
+  in_parallel(blocks * per_block, grain(block_size * cpu::kPanel * products / 64), [&](int64_t begin, int64_t end) {
+    const auto* codes = x.const_data_ptr<int8_t>();
+    panels.depthwise ? compute(DepthwiseBlock(codes, windows), begin, end) : compute(Block(codes, windows), begin, end);
   });
   return by_channel ? result : result.movedim(-1, 1);
 }

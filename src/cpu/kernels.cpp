@@ -142,6 +142,6 @@ int32_t row_sum(const int8_t* codes, int64_t depth) {
 extern const Kernels kernels;
 const Kernels kernels{
     TE_INT8_STRING(TE_INT8_ISA), quantize_row, amax_bits, codes_of, convert_to_float, dequantize,
-    column_amax, scales_of, quantize_by_column, pack, row_sum, multiply};
+    column_amax, scales_of, quantize_by_column, pack, row_sum, multiply_by_channel, multiply};
 
 }  // namespace te_int8::cpu::TE_INT8_ISA

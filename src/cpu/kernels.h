@@ -56,6 +56,11 @@ struct Kernels {
   void (*pack)(const int8_t* codes, int64_t ld, int64_t columns, int64_t k, uint8_t* panel);
   /// sum(codes) of a row of padded_depth(k) codes.
   int32_t (*row_sum)(const int8_t* codes, int64_t depth);
+  /// Depthwise: of `rows` positions with `taps` pixels each the products with weights [taps, kPanel], channel by channel from
+  /// `first` on, which are added up over the taps.
+  void (*multiply_by_channel)(
+      const int8_t* const* pixels, int64_t taps, int64_t first, int64_t rows, const int8_t* weights, int64_t columns,
+      const Epilogue& epilogue);
   /// rows of padded codes, `x_ld` apart, times one panel.
   void (*multiply)(
       const int8_t* x, int64_t x_ld, const int32_t* x_sums, int64_t rows, const uint8_t* panel,

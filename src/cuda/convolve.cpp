@@ -1,5 +1,6 @@
 // te_int8::scaled_convolution on CUDA tensors, as a product of windows (kernels/windows.h) and weight: by a kernel that reads the
-// windows from the codes, or where there is none for it they are written as a matrix for scaled_mm.
+// windows from the codes, or where there is none for it they are written as a matrix for scaled_mm. Groups of few output channels
+// are added up directly.
 #include <algorithm>
 #include <vector>
 
@@ -23,6 +24,8 @@ using detail::ConvolutionGeometry;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kMostCodes = 256 << 20;  ///< of windows that are written at once; so many bytes of sums at most
+constexpr int64_t kLeastColumns = 32;  ///< of a group for which a product is worth while
+constexpr int64_t kMostRows = 1 << 30;     ///< that convolve_directly takes
 constexpr int64_t kAlign = 16;  ///< codes: what the products read at once
 
 kernels::WindowGeometry window_geometry(at::IntArrayRef a, at::IntArrayRef b, const ConvolutionGeometry& geometry) {
@@ -82,7 +85,7 @@ Tensor scaled_convolution(
   const OnDeviceOf device(a);
   const int64_t channels = b.size(0) / groups;
   auto shape = window_geometry(a.sizes(), b.sizes(), geometry);
-  if (leave_to_reference() || detail::is_narrow(b.sizes(), groups) || channels == 0 || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
+  if (leave_to_reference() || channels == 0 || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
     return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   }
   const auto codes = detail::codes_with_channels_last(a);
@@ -92,9 +95,15 @@ Tensor scaled_convolution(
   const auto as_convolution = [&](const Tensor& matrix) {
     return matrix.view(detail::channels_last_sizes(sizes)).movedim(-1, 1).contiguous(a.suggest_memory_format());
   };
-  if (groups == 1 && dtype != at::kInt) {
-    const auto result = at::empty({rows, channels}, a.options().dtype(dtype == at::kDouble ? at::kFloat : dtype));
+  if (dtype != at::kInt && (groups == 1 || (channels < kLeastColumns && rows <= kMostRows))) {
+    const auto result = at::empty({rows, b.size(0)}, a.options().dtype(dtype == at::kDouble ? at::kFloat : dtype));
     const cuda::DenseEpilogue epilogue(a_scales, b_scales, bias);
+    if (groups > 1) {
+      C10_CUDA_CHECK(kernels::convolve_directly(
+          codes.const_data_ptr<int8_t>(), weights.const_data_ptr<int8_t>(), shape, b.size(0), epilogue.get(),
+          cuda::type_of(result.scalar_type()), result.mutable_data_ptr(), device.stream()));
+      return as_convolution(result.to(dtype));
+    }
     if (multiply_windows(codes, weights, shape, epilogue.get(), result, device)) return as_convolution(result.to(dtype));
   }
   if (ld != depth) weights = at::constant_pad_nd(weights, {0, ld - depth});

@@ -15,6 +15,7 @@
 #include <cuda_runtime_api.h>
 
 #include "../../kernels/dequantize.h"
+#include "../../kernels/gemm.h"
 #include "../../kernels/types.h"
 
 namespace te_int8_kernel_test {
@@ -42,6 +43,11 @@ inline int multiprocessors() {
 inline void check(cudaError_t error) {
   INFO(cudaGetErrorString(error));
   REQUIRE(error == cudaSuccess);
+}
+
+/// Whether a kernel with results of this type runs on this GPU.
+inline bool runs_here(const Gemm& gemm, Type type) {
+  return gemm.type == type && gemm.oldest <= capability() && (gemm.oldest != 90 || capability() == 90);
 }
 
 /// Values on the device, `misplaced` elements from where memory is aligned.

@@ -144,7 +144,7 @@ TEST_CASE("kernels: every product of codes that runs on this GPU", "[kernels]") 
       const Product product{left.get(), right.get(), m, n, k, epilogue, kType<T>, out.get()};
       REQUIRE(fits_gemms(product));
       for (const auto& gemm : gemms()) {
-        if (gemm.type != kType<T> || gemm.oldest > capability() || (gemm.oldest == 90 && capability() != 90)) continue;
+        if (!runs_here(gemm, kType<T>) || gemm.windows) continue;
         if (m < gemm.fewest_rows || m > gemm.most_rows) continue;
         CAPTURE(gemm.name, gemm.along_m, gemm.swizzle, gemm.accumulates, m, n, k, sizeof(T));
         if (gemm.accumulates) {

@@ -135,6 +135,22 @@ class ActivationCodes : public CodesInUse {
          Readers::instance().take(place), std::move(source)}, y);
   }
 
+  /// A norm with this gamma has given a result, with its codes or without.
+  void note_norm(const at::Tensor& gamma, bool with_codes) {
+    const std::lock_guard lock(mutex_);
+    auto& norm = norms_[gamma.unsafeGetTensorImpl()];
+    ++norm.results;
+    if (with_codes) ++norm.with_codes;
+  }
+  struct NormCount {
+    int64_t results = 0, with_codes = 0;
+  };
+  NormCount count_of_norm(const at::Tensor& gamma) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = norms_.find(gamma.unsafeGetTensorImpl());
+    return found == norms_.end() ? NormCount{} : found->second;
+  }
+
   /// A tensor was written to: the versions of others that share its storage need not tell.
   void note_write(const at::Tensor& written) {
     const std::lock_guard lock(mutex_);
@@ -199,8 +215,9 @@ class ActivationCodes : public CodesInUse {
 
   const Precision preactivations_;
   const Backend backend_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<Entry> entries_;
+  std::map<const c10::TensorImpl*, NormCount> norms_;  ///< by gamma
 };
 
 }  // namespace te_int8::inline v0::detail

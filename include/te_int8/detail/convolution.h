@@ -31,10 +31,6 @@ struct ConvolutionGeometry {
   }
 };
 
-/// Whether many groups have so few output channels that a back end's panels and tiles would be nearly empty, as in
-/// depthwise convolutions: these are the reference's.
-inline bool is_narrow(at::IntArrayRef weight, int64_t groups) { return groups > 1 && weight[0] / groups < 8; }
-
 /// [N,C,*] -> [N,*,C].
 inline std::vector<int64_t> channels_last_sizes(at::IntArrayRef sizes) {
   auto last = sizes.vec();

@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include <te_int8/convolution_function.h>
+#include <te_int8/detail/batch_norm.h>
 #include <te_int8/detail/quantized_layer.h>
 
 namespace te_int8::inline v0::detail {
@@ -16,14 +19,19 @@ class ConvolutionLayer : public QuantizedLayer {
  public:
   using QuantizedLayer::QuantizedLayer;
 
+  /// Computes a batch norm too, from now on. In Mode::Inference.
+  void fold(std::shared_ptr<BatchNormFold> fold) { fold_ = std::move(fold); }
+
   std::string limits() const override {
-    const bool int8 = config().grad_input == Precision::Int8 || config().grad_weight == Precision::Int8;
-    std::string gradients = int8 ? "gradients of convolutions are in full precision" : "";
-    if (!left_to_reference_) return gradients;
-    const std::string slow =
-        "groups of fewer than 8 output channels, and windows of more than 131,071 values, are computed by the reference, slower "
-        "than in full precision";
-    return gradients.empty() ? slow : gradients + "; " + slow;
+    std::vector<std::string> limits;
+    if (config().grad_input == Precision::Int8 || config().grad_weight == Precision::Int8) {
+      limits.emplace_back("gradients of convolutions are in full precision");
+    }
+    if (left_to_reference_) {
+      limits.emplace_back("windows of more than 131,071 values are computed by the reference, slower than in full precision");
+    }
+    if (fold_ && fold_->calls() > 0) limits.push_back(fold_->remark());
+    return c10::Join("; ", limits);
   }
 
   /// Whether x [N,C,*] can meet this weight [O,C/groups,*]; where not, LibTorch's own error is the better one.
@@ -55,8 +63,12 @@ class ConvolutionLayer : public QuantizedLayer {
     check_mode(x, part.rows, bias);
     const BackendScope backend(backend_on(x.device()));
     ConvolutionCall call{
-        .geometry = geometry, .out_dtype = output_dtype(x), .x = nullptr, .weight = nullptr, .activations = activations()};
-    const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
+        .geometry = geometry, .out_dtype = output_dtype(x), .x = nullptr, .weight = nullptr, .weight_scales = {},
+        .activations = activations()};
+    auto added = bias;
+    bool folded = false;
+    const bool records = at::GradMode::is_enabled();
+    const bool trained = records && part.rows.requires_grad();
     {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
@@ -64,9 +76,15 @@ class ConvolutionLayer : public QuantizedLayer {
       call.weight = std::move(found.operand);
       call.gradients = std::move(found.gradients);
       call.x = x_operand(x, sample_form(config().x_granularity));
+      call.weight_scales = call.weight->scale_list();
+      if (const auto epilogue = fold_ && !records ? fold_->epilogue(call.weight_scales, bias) : std::nullopt) {
+        std::tie(call.weight_scales, added) = *epilogue;
+        folded = true;
+      }
     }
-    if (!can_pack_windows(whole.sizes(), geometry.groups)) left_to_reference_ = true;
-    auto y = call_convolution(x, part.rows, bias, std::move(call));
+    if (!can_pack_windows(whole.sizes())) left_to_reference_ = true;
+    auto y = call_convolution(x, part.rows, added, std::move(call));
+    if (folded) fold_->expect(y);
     Way::of_thread().passes(whole.unsafeGetTensorImpl());
     if (bias.defined()) ++counter()->fused_biases;
     ++counter()->calls;
@@ -74,6 +92,7 @@ class ConvolutionLayer : public QuantizedLayer {
   }
 
  private:
+  std::shared_ptr<BatchNormFold> fold_;
   std::atomic<bool> left_to_reference_ = false;
 };
 

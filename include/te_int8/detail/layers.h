@@ -50,6 +50,7 @@ struct Layer {
 
 /// A module with parameters of its own that no scope quantizes.
 struct OtherModule {
+  std::shared_ptr<torch::nn::Module> module;
   std::string name, type, reason;
 };
 
@@ -85,7 +86,7 @@ class LayerFinder {
     auto target = child;
     if (const auto* replacement = dynamic_cast<const Replacement*>(target.get())) {
       if (!replacement->belongs_to_scope()) {
-        add_other(name, *target, "quantizes itself, whatever the scope says");
+        add_other(name, target, "quantizes itself, whatever the scope says");
         return;
       }
       target = replacement->original_module();  // an outer scope is over it
@@ -100,7 +101,7 @@ class LayerFinder {
       }
     } else if (!target->named_parameters(/*recurse=*/false).is_empty()) {
       add_other(
-          name, *target,
+          name, target,
           type != nullptr ? type->reason : "an unknown type of modules; te_int8::register_module tells of its weights");
     }
     for (const auto& item : target->named_children()) {
@@ -130,7 +131,7 @@ class LayerFinder {
     auto owner = std::make_shared<Owner>(Owner{module, type, {}});
     auto weights = type->weights(*module);
     check(weights, name, *module);
-    if (!type->has_weights_only || type->type != typeid(*module)) add_other_parameters(name, *module, weights);
+    if (!type->has_weights_only || type->type != typeid(*module)) add_other_parameters(name, module, weights);
     found = {owner, found_.layers.size(), weights.size()};
     for (std::size_t i = 0; i < weights.size(); ++i) {
       found_.layers.push_back({owner, i, std::move(weights[i]), {}});
@@ -148,11 +149,12 @@ class LayerFinder {
     }
   }
 
-  void add_other_parameters(const std::string& name, const torch::nn::Module& module, const Weights& weights) {
+  void add_other_parameters(
+      const std::string& name, const std::shared_ptr<torch::nn::Module>& module, const Weights& weights) {
     const auto is = [](const torch::Tensor* handle, const torch::Tensor& parameter) {
       return handle != nullptr && handle->is_same(parameter);
     };
-    for (const auto& item : module.named_parameters(/*recurse=*/false)) {
+    for (const auto& item : module->named_parameters(/*recurse=*/false)) {
       const bool known = std::ranges::any_of(
           weights, [&](const Weight& w) { return is(w.weight, item.value()) || is(w.bias, item.value()); });
       if (!known) {
@@ -161,11 +163,12 @@ class LayerFinder {
     }
   }
 
-  void add_other(const std::string& name, const torch::nn::Module& other, const std::string& reason) {
-    if (others_.insert(&other).second) add(name, other, reason);
+  void add_other(const std::string& name, const std::shared_ptr<torch::nn::Module>& other, const std::string& reason) {
+    if (others_.insert(other.get()).second) add(name, other, reason);
   }
-  void add(const std::string& name, const torch::nn::Module& module, const std::string& reason) {
-    found_.others.push_back({name, c10::demangle(typeid(module).name()), reason});
+  void add(const std::string& name, const std::shared_ptr<torch::nn::Module>& module, const std::string& reason) {
+    const auto& of = *module;
+    found_.others.push_back({module, name, c10::demangle(typeid(of).name()), reason});
   }
 
   ModelLayers found_;

@@ -176,9 +176,9 @@ class Operand {
     return ops::dequantize(matrix(), scale_list(), dtype);
   }
 
-  /// The codes for scaled_mm_packed, or by the groups of a convolution's weight for scaled_convolution_packed; made at most
+  /// The codes for scaled_mm_packed, or a convolution's weight for scaled_convolution_packed; made at most
   /// once, undefined where they are used once, or by a back end that reads them as they are.
-  at::Tensor packed(int64_t groups = 1) {
+  at::Tensor packed(const WindowPacking& packing = {}) {
     if (whole_) {
       const auto panels = whole_->packed();
       if (!panels.defined()) return {};
@@ -187,9 +187,9 @@ class Operand {
     }
     if (!reused_ || !can_pack(data_)) return {};
     const std::lock_guard lock(mutex_);
-    if (!packed_.defined() || packed_groups_ != groups) {
-      packed_ = pack_windows(matrix(), groups);
-      packed_groups_ = groups;
+    if (!packed_.defined() || packing_ != packing) {
+      packed_ = pack_windows(matrix(), packing);
+      packing_ = packing;
     }
     return packed_;
   }
@@ -224,7 +224,7 @@ class Operand {
   int64_t first_ = 0;
   std::mutex mutex_;
   at::Tensor packed_;
-  int64_t packed_groups_ = 1;
+  WindowPacking packing_;  ///< of packed_
   Transpose transpose_;
   std::weak_ptr<Transpose> shared_transpose_;
   std::shared_ptr<Operand> origin_;

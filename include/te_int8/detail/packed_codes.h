@@ -28,11 +28,20 @@ TE_INT8_API at::Tensor scaled_mm_packed(
 /// int8 [N,C,*] -> [N,*,C], dense: the same tensor where it lies so already.
 TE_INT8_API at::Tensor codes_with_channels_last(const at::Tensor& codes);
 
-/// Whether scaled_convolution_packed takes a weight of sizes [O,C/groups,*].
-TE_INT8_API bool can_pack_windows(at::IntArrayRef weight, int64_t groups);
+/// Of a convolution's weight [O,C/groups,*].
+struct WindowPacking {
+  int64_t groups = 1, taps = 1;  ///< values of the window
+  friend bool operator==(const WindowPacking&, const WindowPacking&) = default;
+};
+inline WindowPacking packing_of(at::IntArrayRef weight, int64_t groups) {
+  return {groups, c10::multiply_integers(weight.slice(2))};
+}
 
-/// A convolution's int8 weight as a matrix [O, *window x C/groups] with channels last -> its groups' panels.
-TE_INT8_API at::Tensor pack_windows(const at::Tensor& codes, int64_t groups);
+/// Whether scaled_convolution_packed takes a weight of sizes [O,C/groups,*].
+TE_INT8_API bool can_pack_windows(at::IntArrayRef weight);
+
+/// A convolution's int8 weight as a matrix [O, *window x C/groups] with channels last -> the panels of its groups.
+TE_INT8_API at::Tensor pack_windows(const at::Tensor& codes, const WindowPacking& packing);
 
 /// ops::scaled_convolution with b, of sizes `weight`, packed. The result lies in `format`.
 TE_INT8_API at::Tensor scaled_convolution_packed(

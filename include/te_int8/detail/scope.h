@@ -17,6 +17,7 @@
 #include <c10/util/flat_hash_map.h>
 #include <torch/nn/module.h>
 
+#include <te_int8/detail/batch_norm.h>
 #include <te_int8/detail/layers.h>
 #include <te_int8/detail/quantized_layer.h>
 #include <te_int8/recipe.h>
@@ -138,8 +139,15 @@ class Scope {
   /// Whether it covers a layer of one of these modules.
   bool covers_any(const std::unordered_set<const torch::nn::Module*>& modules) const;
 
+  /// Forgets what layers have computed of batch norms.
+  void forget_folds() {
+    for (const auto& fold : folds_) fold->refresh();
+  }
+
  private:
   void configure(std::vector<Layer> layers);
+  void fold_batch_norms();
+  std::string reason_of(const OtherModule& other) const;
   void make_replacements();
   std::string reason_against(const std::vector<std::string>& names) const;
 
@@ -149,6 +157,7 @@ class Scope {
   Backend backend_ = Backend::Auto;
   std::vector<ScopedLayer> layers_;
   std::vector<OtherModule> others_;
+  std::vector<std::shared_ptr<BatchNormFold>> folds_;
   /// The owners whose slots were looked at, each with what replaces it, if anything.
   std::vector<std::pair<std::shared_ptr<const Owner>, std::shared_ptr<Replacement>>> replaced_;
   std::shared_ptr<ActivationCodes> activations_;
