@@ -1,9 +1,12 @@
 // See windows.h. Convolutions in many groups, whose products would be too narrow for tiles: a thread adds up an output, or the four
 // of neighbouring channels of a depthwise convolution. Bound by what it reads, which the caches hold.
+#include <algorithm>
+#include <bit>
 #include <climits>
 
 #include "epilogue.cuh"
 #include "launch.h"
+#include "piece.cuh"
 #include "windows.h"
 
 namespace te_int8::kernels {
@@ -70,39 +73,95 @@ __global__ void __launch_bounds__(kThreads, 4) by_output(
   store_result(type, out, int64_t{row} * out_channels + o, epilogue_of(epilogue, sum, row / positions_of_sample(g), o));
 }
 
-constexpr int kChannelsOfBlock = 128, kRowsOfBlock = kThreads / 32;
+constexpr int kRun = 4;         ///< positions of a thread that lie side by side
+constexpr int kRunsOfThread = 4;  ///< for which it has its channels' scales, and the block the weights
 
-/// Depthwise: a warp has 128 channels of a position, whose weights the block holds as [taps, 128].
+/// Four values side by side.
+__device__ void store_four(float* to, const float (&v)[4]) { *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]); }
+template <typename T>
+__device__ void store_four(T* to, const float (&v)[4]) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(word_of_values<T>(v[0], v[1]), word_of_values<T>(v[2], v[3]));
+}
+
+/// Depthwise: a thread has four channels of kRun positions. The block, blockDim.x threads wide, holds their weights as
+/// [taps, 4 blockDim.x].
+template <typename T>
 __global__ void __launch_bounds__(kThreads) by_four_channels(
     const int8_t* __restrict__ codes, const int8_t* __restrict__ weights, __grid_constant__ const WindowGeometry g,
-    __grid_constant__ const Epilogue epilogue, Type type, void* __restrict__ out) {
-  extern __shared__ char4 held[];
-  const auto taps = static_cast<int>(g.depth()), lane = static_cast<int>(threadIdx.x);
-  const int64_t first = int64_t{blockIdx.y} * kChannelsOfBlock, channel = first + 4 * lane;
-  const auto here = static_cast<int>(min(int64_t{kChannelsOfBlock}, g.channels - first));
-  for (auto i = static_cast<int>(threadIdx.y) * 32 + lane; i < here * taps; i += kThreads) {
-    reinterpret_cast<int8_t*>(held)[i % taps * kChannelsOfBlock + i / taps] = weights[first * taps + i];
+    __grid_constant__ const Epilogue epilogue, T* __restrict__ out) {
+  extern __shared__ uint32_t held[];
+  const auto lanes = static_cast<int>(blockDim.x), lane = static_cast<int>(threadIdx.x), width = 4 * lanes;
+  const auto taps = static_cast<int>(g.depth()), channels = static_cast<int>(g.channels);
+  const int first = static_cast<int>(blockIdx.y) * width, channel = first + 4 * lane;
+  for (int i = static_cast<int>(threadIdx.y) * lanes + lane; i < min(width, channels - first) * taps; i += kThreads) {
+    reinterpret_cast<int8_t*>(held)[i % taps * width + i / taps] = weights[int64_t{first} * taps + i];
   }
   __syncthreads();
-  if (channel >= g.channels) return;
-  const auto rows = static_cast<int>(g.rows()), step = static_cast<int>(gridDim.x) * kRowsOfBlock;
-  for (auto row = static_cast<int>(blockIdx.x * kRowsOfBlock + threadIdx.y); row < rows; row += step) {
-    int32_t sums[4] = {};
-    for_each_tap(g, row, [&](int64_t pixel, int tap) {
-      const char4 x = *reinterpret_cast<const char4*>(codes + pixel * g.channels + channel);
-      const char4 w = held[tap * (kChannelsOfBlock / 4) + lane];
-      sums[0] += int32_t{x.x} * w.x;
-      sums[1] += int32_t{x.y} * w.y;
-      sums[2] += int32_t{x.z} * w.z;
-      sums[3] += int32_t{x.w} * w.w;
-    });
+  if (channel >= channels) return;
+  float b_scales[4], biases[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      store_result(
-          type, out, row * g.channels + channel + i,
-          epilogue_of(epilogue, sums[i], row / positions_of_sample(g), channel + i));
+  for (int c = 0; c < 4; ++c) {
+    b_scales[c] = b_scale_at(epilogue, channel + c);
+    biases[c] = bias_at(epilogue, channel + c);
+  }
+  const auto of = [](int64_t value) { return static_cast<int>(value); };
+  const int line_width = of(g.size[2]), runs_of_line = (of(g.positions[2]) + kRun - 1) / kRun;
+  const int runs = of(g.samples * g.positions[0] * g.positions[1]) * runs_of_line;
+  int run = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y);
+  for (int n = 0; n < kRunsOfThread && run < runs; ++n, run += static_cast<int>(gridDim.x * blockDim.y)) {
+    const int row = run / runs_of_line, position = (run - row * runs_of_line) * kRun;  // of outputs
+    const int slice = row / of(g.positions[1]), sample = slice / of(g.positions[0]);
+    const int y = (row - slice * of(g.positions[1])) * of(g.stride[1]) - of(g.padding[1]);
+    const int z = (slice - sample * of(g.positions[0])) * of(g.stride[0]) - of(g.padding[0]);
+    const int begin = position * of(g.stride[2]) - of(g.padding[2]);
+    int32_t sums[kRun][4] = {};
+    const uint32_t* weight = held + lane;
+    for (int i = 0; i < of(g.window[0]); ++i) {
+      for (int j = 0; j < of(g.window[1]); ++j) {
+        const int in_z = z + i * of(g.dilation[0]), in_y = y + j * of(g.dilation[1]);
+        if (in_z < 0 || in_z >= of(g.size[0]) || in_y < 0 || in_y >= of(g.size[1])) {
+          weight += of(g.window[2]) * lanes;
+          continue;
+        }
+        const int64_t line = ((int64_t{sample} * of(g.size[0]) + in_z) * of(g.size[1]) + in_y) * line_width;
+        const int8_t* x = codes + line * channels + channel;
+        for (int k = 0; k < of(g.window[2]); ++k, weight += lanes) {
+          const uint32_t four = *weight;
+          int place = begin + k * of(g.dilation[2]);
+#pragma unroll
+          for (int r = 0; r < kRun; ++r, place += of(g.stride[2])) {
+            if (place < 0 || place >= line_width) continue;
+            const int pixel = *reinterpret_cast<const int*>(x + place * channels);
+#pragma unroll
+            for (int c = 0; c < 4; ++c) sums[r][c] = __dp4a(pixel, static_cast<int>(four & (0xffU << 8 * c)), sums[r][c]);
+          }
+        }
+      }
+    }
+    const float a_scale = a_scale_at(epilogue, sample);
+    T* to = out + (int64_t{row} * of(g.positions[2]) + position) * channels + channel;
+#pragma unroll
+    for (int r = 0; r < kRun; ++r, to += channels) {
+      if (position + r >= of(g.positions[2])) break;
+      float values[4];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) values[c] = epilogue_formula(sums[r][c], a_scale, b_scales[c], biases[c]);
+      store_four(to, values);
     }
   }
+}
+
+template <typename T>
+cudaError_t launch_depthwise(
+    const int8_t* codes, const int8_t* weights, const WindowGeometry& g, const Epilogue& epilogue, T* out, cudaStream_t stream) {
+  const auto lanes = static_cast<unsigned>(std::min<uint64_t>(std::bit_ceil(static_cast<uint64_t>(g.channels / 4)), 32));
+  const dim3 block(lanes, kThreads / lanes);
+  const int64_t runs = g.samples * g.positions[0] * g.positions[1] * ceil_div(g.positions[2], kRun);
+  const dim3 grid(
+      static_cast<unsigned>(ceil_div(runs, int64_t{block.y} * kRunsOfThread)),
+      static_cast<unsigned>(ceil_div(g.channels, 4 * lanes)));
+  by_four_channels<T><<<grid, block, static_cast<std::size_t>(g.depth() * 4 * lanes), stream>>>(codes, weights, g, epilogue, out);
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -114,16 +173,12 @@ cudaError_t convolve_directly(
   if (rows == 0 || out_channels == 0) return cudaSuccess;
   if (rows > INT_MAX / 2 || out_channels > INT_MAX) return cudaErrorInvalidValue;
   const auto in_words = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 4 == 0; };
-  constexpr int64_t kMostTaps = 48 * 1024 / kChannelsOfBlock;
+  constexpr int64_t kMostTaps = 48 * 1024 / 128;  // whose weights shared memory holds
   const bool depthwise = g.group_channels == 1 && out_channels == g.channels && g.channels % 4 == 0 && g.depth() <= kMostTaps;
-  if (depthwise && in_words(codes)) {
-    constexpr int64_t kRowsOfThread = 8;  // for which the weights are held
-    const dim3 grid(
-        static_cast<unsigned>(ceil_div(rows, kRowsOfBlock * kRowsOfThread)),
-        static_cast<unsigned>(ceil_div(g.channels, kChannelsOfBlock)));
-    by_four_channels<<<grid, dim3(32, kRowsOfBlock), static_cast<std::size_t>(g.depth() * kChannelsOfBlock), stream>>>(
-        codes, weights, g, epilogue, type, out);
-    return cudaGetLastError();
+  if (depthwise && in_words(codes) && is_aligned(out)) {
+    return with_type(type, [&](auto t) {
+      return launch_depthwise(codes, weights, g, epilogue, static_cast<decltype(t)*>(out), stream);
+    });
   }
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(ceil_div(out_channels, kThreads)));
   return with_bool(g.group_channels % 4 == 0 && in_words(codes) && in_words(weights), [&](auto words) {
