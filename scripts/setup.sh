@@ -28,6 +28,7 @@ set_up_tools() {
   set_up_catch2
   set_up_text
   set_up_glosses
+  set_up_fashion
   set_up_torch
   set_up_minilm
   set_up_nvcc

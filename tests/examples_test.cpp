@@ -5,11 +5,13 @@
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <fstream>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "../examples/common/atomic_file.h"
 #include "../examples/common/bf16_autocast.h"
+#include "../examples/common/comparison.h"
 #include "../examples/common/csv.h"
 #include "../examples/common/schedule.h"
 #include "../examples/common/text.h"
@@ -99,4 +101,48 @@ TEST_CASE("numbers are printed for people", "[examples]") {
   CHECK(examples::clock_time(59.9) == "0:59");
   CHECK(examples::clock_time(3725) == "1:02:05");
   CHECK(examples::fixed(-0.00049, 3) == "-0.000");
+}
+
+TEST_CASE("a comparison's table has each number in its place", "[examples]") {
+  const examples::Comparison result = {
+      .full_full = 1.5, .full_int8 = 1.51, .recipe_full = 1.495, .recipe_int8 = 1.496};
+  const examples::Measure loss = {
+      .quantity = "loss, nats", .difference = "difference, nats", .column = "val_loss"};
+  const std::string table = examples::comparison_markdown(result, loss, "QAT");
+  CHECK(table.starts_with("| loss, nats | evaluated in full precision | evaluated in INT8 |\n"));
+  CHECK_THAT(table, ContainsSubstring("| trained in full precision | 1.5000 | 1.5100 |"));
+  CHECK_THAT(table, ContainsSubstring("| trained by QAT | 1.4950 | 1.4960 |"));
+  CHECK_THAT(table, ContainsSubstring("| difference, nats | |"));
+  CHECK_THAT(table, ContainsSubstring("minus full precision in full precision | -0.0040 |"));
+  CHECK_THAT(
+      table, ContainsSubstring("the same QAT weights, INT8 minus full precision | +0.0010 |"));
+  const std::string csv = examples::comparison_csv(result, loss, "QAT");
+  CHECK(csv.starts_with("trained,evaluated,val_loss\n"));
+  CHECK_THAT(csv, ContainsSubstring("QAT,INT8,1.496000\n"));
+}
+
+TEST_CASE("a comparison trains twice and evaluates each model twice", "[examples]") {
+  using te_int8::Mode;
+  int evaluations = 0;
+  const auto number = [](Mode trained, Mode evaluated) {
+    return 10.0 * static_cast<int>(trained) + static_cast<int>(evaluated);
+  };
+  const auto evaluate = [&](Mode trained, Mode mode) {
+    ++evaluations;
+    return number(trained, mode);
+  };
+  const auto result =
+      examples::train_both_ways([](Mode mode) { return std::optional(mode); }, evaluate);
+  REQUIRE(result.has_value());
+  CHECK(result->full_full == number(Mode::Off, Mode::Off));
+  CHECK(result->full_int8 == number(Mode::Off, Mode::Inference));
+  CHECK(result->recipe_full == number(Mode::QAT, Mode::Off));
+  CHECK(result->recipe_int8 == number(Mode::QAT, Mode::Inference));
+  CHECK(evaluations == 4);
+
+  const auto interrupted = [](Mode mode) {
+    return mode == Mode::Off ? std::optional(mode) : std::nullopt;
+  };
+  CHECK_FALSE(examples::train_both_ways(interrupted, evaluate).has_value());
+  CHECK(evaluations == 4);
 }

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "../examples/common/checkpoint.h"
-#include "../examples/train_text/compare.h"
 #include "../examples/train_text/sample.h"
 #include "../examples/train_text/text_data.h"
 #include "../examples/train_text/trainer.h"
@@ -190,16 +189,4 @@ TEST_CASE("a sample depends on its seed alone and may outgrow the context", "[ex
   CHECK(text.starts_with("in"));
   torch::rand({10});
   CHECK(write() == text);
-}
-
-TEST_CASE("the comparison's table has each loss in its place", "[examples]") {
-  const train_text::Comparison result = {
-      .full_full = 1.5, .full_int8 = 1.51, .recipe_full = 1.495, .recipe_int8 = 1.496};
-  const std::string table = train_text::comparison_markdown(result, "qat");
-  CHECK_THAT(table, ContainsSubstring("| trained in full precision | 1.5000 | 1.5100 |"));
-  CHECK_THAT(table, ContainsSubstring("| trained by QAT | 1.4950 | 1.4960 |"));
-  CHECK_THAT(table, ContainsSubstring("minus full precision in full precision | -0.0040 |"));
-  CHECK_THAT(
-      table, ContainsSubstring("the same QAT weights, INT8 minus full precision | +0.0010 |"));
-  CHECK_THAT(train_text::comparison_csv(result, "qat"), ContainsSubstring("QAT,INT8,1.496000\n"));
 }

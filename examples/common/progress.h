@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <iostream>
 #include <string>
+#include <utility>
 
 #include "text.h"
 
@@ -14,9 +15,13 @@ namespace examples {
 
 class Progress {
  public:
-  // `first_step` is 0, or the step that a resumed run continues from.
-  Progress(int64_t first_step, int64_t total_steps, int64_t tokens_per_step)
-      : first_step_(first_step), total_steps_(total_steps), tokens_per_step_(tokens_per_step) {}
+  // `first_step` is 0, or the step that a resumed run continues from. `items` names what a step
+  // takes: tokens, images.
+  Progress(int64_t first_step, int64_t total_steps, int64_t items_per_step, std::string items)
+      : first_step_(first_step),
+        total_steps_(total_steps),
+        items_per_step_(items_per_step),
+        items_(std::move(items)) {}
 
   // Call it when a step begins and when it ended: only what lies between is training time, so that
   // evaluations do not blur the speed.
@@ -27,16 +32,15 @@ class Progress {
     if (terminal_ && seconds_since(last_drawn_) > 0.5) {
       last_drawn_ = Clock::now();
       std::cerr << "\r\033[Kstep " << step << '/' << total_steps_ << "  "
-                << grouped(static_cast<int64_t>(tokens_per_second())) << " tokens/s  "
+                << grouped(static_cast<int64_t>(items_per_second())) << ' ' << items_ << "/s  "
                 << clock_time(seconds_left(step)) << " left" << std::flush;
     }
   }
 
   // Since the last call of restart_speed().
-  double tokens_per_second() const {
-    return training_seconds_ > 0
-               ? static_cast<double>(steps_ * tokens_per_step_) / training_seconds_
-               : 0.0;
+  double items_per_second() const {
+    return training_seconds_ > 0 ? static_cast<double>(steps_ * items_per_step_) / training_seconds_
+                                 : 0.0;
   }
   void restart_speed() {
     training_seconds_ = 0;
@@ -46,10 +50,8 @@ class Progress {
   // From the whole time so far, evaluations included.
   double seconds_left(int64_t step) const {
     const auto done = static_cast<double>(step - first_step_);
-    return done > 0 ? seconds() / done * static_cast<double>(total_steps_ - step) : 0.0;
+    return done > 0 ? seconds_since(start_) / done * static_cast<double>(total_steps_ - step) : 0.0;
   }
-
-  double seconds() const { return seconds_since(start_); }
 
   // Removes the line, so that something else can be printed.
   void clear_line() const {
@@ -66,7 +68,8 @@ class Progress {
 
   int64_t first_step_;
   int64_t total_steps_;
-  int64_t tokens_per_step_;
+  int64_t items_per_step_;
+  std::string items_;
   int64_t steps_ = 0;
   double training_seconds_ = 0;
   Clock::time_point start_ = Clock::now();

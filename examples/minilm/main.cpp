@@ -3,10 +3,9 @@
 #include <torch/torch.h>
 
 #include <cstdlib>
-#include <exception>
 #include <iostream>
 
-#include "../common/device.h"
+#include "../common/program.h"
 #include "benchmark.h"
 #include "compare.h"
 #include "options.h"
@@ -17,10 +16,9 @@ namespace {
 
 constexpr size_t kLargestTable = 20;  // texts; more would not fit a line
 
-void run(const Options& options) {
-  const examples::DeviceChoice choice = examples::choose_device(options.device);
-  std::cout << "minilm on " << choice.device << " (" << choice.reason << ")\n" << std::endl;
-  Embedder embedder(options.model, choice.device);
+int run(const Options& options) {
+  Embedder embedder(options.model, examples::say_device("minilm", options.device));
+  std::cout << std::endl;
   const bool only_cosines = !options.cosines.empty();
   const std::string& file = only_cosines ? options.cosines : options.text;
   const auto texts = file.empty() ? built_in_sentences() : read_lines(file);
@@ -35,7 +33,7 @@ void run(const Options& options) {
     std::cout << "\nWhat the scope did with each layer:\n" << comparison.report;
   }
   if (only_cosines || options.benchmark.empty()) {
-    return;
+    return EXIT_SUCCESS;
   }
   std::vector<Latency> latencies;
   for (const Shape& shape : options.benchmark) {
@@ -43,6 +41,7 @@ void run(const Options& options) {
   }
   std::cout << "\nTime from token numbers to embeddings, medians of runs in turn:\n"
             << latency_table(latencies);
+  return EXIT_SUCCESS;
 }
 
 }  // namespace
@@ -50,13 +49,6 @@ void run(const Options& options) {
 }  // namespace minilm
 
 int main(int argc, char** argv) {
-  try {
-    minilm::run(minilm::parse_options(argc, argv));
-    return EXIT_SUCCESS;
-  } catch (const c10::Error& error) {
-    std::cerr << "minilm: " << error.what_without_backtrace() << '\n';
-  } catch (const std::exception& error) {
-    std::cerr << "minilm: " << error.what() << '\n';
-  }
-  return EXIT_FAILURE;
+  return examples::run_program(
+      "minilm", [&] { return minilm::run(minilm::parse_options(argc, argv)); });
 }

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <regex>
 
+#include "../common/command_line.h"
+
 #ifndef TE_INT8_DEFAULT_MINILM
 #define TE_INT8_DEFAULT_MINILM "minilm"
 #endif
@@ -42,9 +44,7 @@ Options parse_options(int argc, char** argv) {
   app.get_formatter()->column_width(34);
   app.add_option("--model", options.model, "The folder with model.safetensors and vocab.txt")
       ->capture_default_str();
-  app.add_option("--device", options.device, "Where to compute")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  examples::add_device_option(app, options.device);
   app.add_option(
          "--text", options.text, "A file of sentences, one a line, instead of the built-in ones")
       ->check(CLI::ExistingFile);

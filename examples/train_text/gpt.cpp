@@ -91,12 +91,4 @@ torch::Tensor GptImpl::loss(const torch::Tensor& tokens, const torch::Tensor& ta
   return F::cross_entropy(logits.view({-1, kVocabulary}), targets.reshape({-1}));
 }
 
-int64_t GptImpl::parameter_count() const {
-  int64_t count = 0;
-  for (const torch::Tensor& parameter : parameters()) {
-    count += parameter.numel();
-  }
-  return count;
-}
-
 }  // namespace train_text

@@ -51,7 +51,6 @@ class GptImpl : public torch::nn::Module {
   torch::Tensor loss(const torch::Tensor& tokens, const torch::Tensor& targets);
 
   const GptConfig& config() const { return config_; }
-  int64_t parameter_count() const;
 
  private:
   void initialize();

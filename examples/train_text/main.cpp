@@ -3,16 +3,13 @@
 #include <torch/torch.h>
 
 #include <cstdlib>
-#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <optional>
 #include <stdexcept>
 
 #include "../common/csv.h"
-#include "../common/device.h"
-#include "../common/interrupt.h"
-#include "../common/reproducible.h"
+#include "../common/program.h"
 #include "compare.h"
 #include "options.h"
 #include "report.h"
@@ -23,8 +20,6 @@
 namespace train_text {
 
 namespace {
-
-constexpr int kInterrupted = 130;  // what shells report for a program ended by Ctrl-C
 
 std::string load_text(const Options& options) {
   if (!std::filesystem::exists(options.data)) {
@@ -82,7 +77,7 @@ int train(
       std::cout << " Continue with the same command and --resume.";
     }
     std::cout << '\n';
-    return kInterrupted;
+    return examples::kInterrupted;
   }
   if (options.sample.bytes > 0) {
     const bool quantized = options.train.mode != te_int8::Mode::Off;
@@ -97,17 +92,14 @@ int train(
 int run(int argc, char** argv) {
   const Options options = parse_options(argc, argv);
   const std::string text = load_text(options);
-  examples::catch_interrupts();
-  examples::make_reproducible();
-  const examples::DeviceChoice choice = examples::choose_device(options.device);
-  std::cout << "train_text on " << choice.device << " (" << choice.reason << ")\n";
-  const TextData data(text, options.model.context, choice.device);
+  const torch::Device device = examples::begin_training("train_text", options.device);
+  const TextData data(text, options.model.context, device);
   if (!options.compare) {
-    return train(options, data, text, choice.device);
+    return train(options, data, text, device);
   }
-  if (!compare(options, data, choice.device)) {
+  if (!compare(options, data, device)) {
     std::cout << "Interrupted: there is no comparison.\n";
-    return kInterrupted;
+    return examples::kInterrupted;
   }
   return EXIT_SUCCESS;
 }
@@ -117,12 +109,5 @@ int run(int argc, char** argv) {
 }  // namespace train_text
 
 int main(int argc, char** argv) {
-  try {
-    return train_text::run(argc, argv);
-  } catch (const c10::Error& error) {
-    std::cerr << "train_text: " << error.what_without_backtrace() << '\n';
-  } catch (const std::exception& error) {
-    std::cerr << "train_text: " << error.what() << '\n';
-  }
-  return EXIT_FAILURE;
+  return examples::run_program("train_text", [&] { return train_text::run(argc, argv); });
 }

@@ -8,26 +8,18 @@
 #include <optional>
 #include <sstream>
 
+#include "../common/command_line.h"
+
 #ifndef TE_INT8_DEFAULT_TEXT
 #define TE_INT8_DEFAULT_TEXT "kjv.txt"
 #endif
 
 namespace train_text {
 
-namespace {
+using examples::not_negative;
+using examples::positive;
 
-// CLI11's own checks of a range print its other end too, a number of 309 digits.
-CLI::Validator number_above(double limit, bool limit_itself, const std::string& name) {
-  const auto check = [=](const std::string& text) {
-    char* end = nullptr;
-    const double value = std::strtod(text.c_str(), &end);
-    const bool valid = *end == '\0' && (value > limit || (limit_itself && value == limit));
-    return valid ? "" : "expected a number " + name + ", got " + text;
-  };
-  return CLI::Validator(check, name);
-}
-CLI::Validator positive() { return number_above(0, false, "above 0"); }
-CLI::Validator not_negative() { return number_above(0, true, "from 0 on"); }
+namespace {
 
 // What a --size stands for. Each value can be overridden by its own option.
 struct Preset {
@@ -139,9 +131,7 @@ Options parse_options(int argc, char** argv) {
       "With --compare: trains the same model in full precision too, and prints how they differ.");
   app.get_formatter()->column_width(34);
   app.add_option("--data", options.data, "The text")->capture_default_str();
-  app.add_option("--device", options.device, "Where to compute")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  examples::add_device_option(app, options.device);
   app.add_option("--seed", train.seed, "Of the weights, batches and sample")->capture_default_str();
 
   const std::string quantization = "Quantization";
@@ -247,9 +237,7 @@ Options parse_options(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     std::exit(app.exit(error));
   }
-  for (int i = 0; i < argc; ++i) {
-    options.command_line += (i == 0 ? "" : " ") + std::string(argv[i]);
-  }
+  options.command_line = examples::typed_command(argc, argv);
   return options;
 }
 

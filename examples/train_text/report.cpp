@@ -4,6 +4,7 @@
 #include <iomanip>
 #include <sstream>
 
+#include "../common/parameters.h"
 #include "../common/text.h"
 
 namespace train_text {
@@ -45,7 +46,7 @@ std::string run_description(
   const GptConfig& config = options.model;
   const TrainOptions& train = options.train;
   std::ostringstream out;
-  out << "GPT of " << grouped(model.parameter_count()) << " parameters (" << config.layers
+  out << "GPT of " << grouped(examples::parameter_count(model)) << " parameters (" << config.layers
       << " layers of width " << config.width << ", " << config.heads << " heads, context "
       << config.context << "), " << train.steps << " steps of " << train.batch
       << " windows: " << grouped(train.steps * train.batch * config.context) << " tokens out of "

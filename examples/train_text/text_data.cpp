@@ -1,14 +1,12 @@
 #include "text_data.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <random>
 #include <sstream>
 #include <stdexcept>
+
+#include "../common/read_file.h"
 
 namespace train_text {
 
@@ -70,15 +68,7 @@ double TextData::unigram_loss() const {
 }
 
 std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text;
-  if (file && !std::filesystem::is_directory(path)) {
-    text.assign(std::istreambuf_iterator<char>(file), {});
-  } else {
-    throw std::runtime_error(
-        "cannot read the text " + path + ": " +
-        (file ? "it is a directory" : std::strerror(errno)));
-  }
+  std::string text = examples::read_file(path);
   if (text.empty()) {
     throw std::runtime_error("the text " + path + " is empty");
   }

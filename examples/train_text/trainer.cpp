@@ -7,27 +7,12 @@
 
 #include "../common/bf16_autocast.h"
 #include "../common/interrupt.h"
+#include "../common/parameters.h"
 #include "../common/progress.h"
 
 namespace train_text {
 
 namespace {
-
-// Matrices decay; biases and norms, which have one dimension, do not.
-std::vector<torch::optim::OptimizerParamGroup> parameter_groups(
-    const GptImpl& model, double weight_decay) {
-  std::vector<torch::Tensor> matrices;
-  std::vector<torch::Tensor> vectors;
-  for (const torch::Tensor& parameter : model.parameters()) {
-    (parameter.dim() > 1 ? matrices : vectors).push_back(parameter);
-  }
-  const auto group = [](std::vector<torch::Tensor> parameters, double decay) {
-    auto options = std::make_unique<torch::optim::AdamWOptions>();
-    options->betas({0.9, 0.95}).weight_decay(decay);
-    return torch::optim::OptimizerParamGroup(std::move(parameters), std::move(options));
-  };
-  return {group(std::move(matrices), weight_decay), group(std::move(vectors), 0.0)};
-}
 
 double peak_megabytes(torch::Device device) {
   if (!device.is_cuda()) {
@@ -66,7 +51,7 @@ Trainer::Trainer(Gpt model, const TextData& data, TrainOptions options, torch::D
       options_(std::move(options)),
       device_(device),
       validation_(data.validation_batches(options_.eval_windows, options_.batch)),
-      optimizer_(parameter_groups(*model_, options_.weight_decay)),
+      optimizer_(examples::parameter_groups(*model_, options_.weight_decay, {0.9, 0.95})),
       loss_sum_(torch::zeros({}, torch::dtype(torch::kDouble).device(device))) {
   if (!options_.diagnose.empty()) {
     diagnostics_.emplace(options_.diagnose);
@@ -97,7 +82,7 @@ void Trainer::train_step() {
 
 bool Trainer::run(const std::function<void(const Metrics&)>& on_metrics) {
   const int64_t tokens_per_step = options_.batch * model_->config().context;
-  examples::Progress progress(step_, options_.steps, tokens_per_step);
+  examples::Progress progress(step_, options_.steps, tokens_per_step, "tokens");
   model_->train();
   while (step_ < options_.steps) {
     if (examples::interrupted()) {
@@ -119,7 +104,7 @@ bool Trainer::run(const std::function<void(const Metrics&)>& on_metrics) {
     metrics.tokens = step_ * tokens_per_step;
     metrics.train_loss = loss_sum / static_cast<double>(loss_count_);
     metrics.learning_rate = options_.schedule.at(step_ - 1);
-    metrics.tokens_per_second = progress.tokens_per_second();
+    metrics.tokens_per_second = progress.items_per_second();
     metrics.peak_mb = peak_megabytes(device_);
     const bool quantized = options_.mode != te_int8::Mode::Off;
     metrics.validation_loss = evaluate(

