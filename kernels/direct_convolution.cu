@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kThreads, 4) by_output(
   store_result(type, out, int64_t{row} * out_channels + o, epilogue_of(epilogue, sum, row / positions_of_sample(g), o));
 }
 
-constexpr int kRun = 4;         ///< positions of a thread that lie side by side
-constexpr int kRunsOfThread = 4;  ///< for which it has its channels' scales, and the block the weights
+constexpr int kRun = 4;  ///< positions of a thread that lie side by side
+constexpr int64_t kMostBlocks = 4096;  ///< which fill every GPU; more to do is done by the same ones, which hold the weights
 
 /// Four values side by side.
 __device__ void store_four(float* to, const float (&v)[4]) { *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]); }
@@ -86,7 +86,7 @@ __device__ void store_four(T* to, const float (&v)[4]) {
 /// Depthwise: a thread has four channels of kRun positions. The block, blockDim.x threads wide, holds their weights as
 /// [taps, 4 blockDim.x].
 template <typename T>
-__global__ void __launch_bounds__(kThreads) by_four_channels(
+__global__ void __launch_bounds__(kThreads, 4) by_four_channels(
     const int8_t* __restrict__ codes, const int8_t* __restrict__ weights, __grid_constant__ const WindowGeometry g,
     __grid_constant__ const Epilogue epilogue, T* __restrict__ out) {
   extern __shared__ uint32_t held[];
@@ -107,8 +107,8 @@ __global__ void __launch_bounds__(kThreads) by_four_channels(
   const auto of = [](int64_t value) { return static_cast<int>(value); };
   const int line_width = of(g.size[2]), runs_of_line = (of(g.positions[2]) + kRun - 1) / kRun;
   const int runs = of(g.samples * g.positions[0] * g.positions[1]) * runs_of_line;
-  int run = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y);
-  for (int n = 0; n < kRunsOfThread && run < runs; ++n, run += static_cast<int>(gridDim.x * blockDim.y)) {
+  const auto step = static_cast<int>(gridDim.x * blockDim.y);
+  for (auto run = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y); run < runs; run += step) {
     const int row = run / runs_of_line, position = (run - row * runs_of_line) * kRun;  // of outputs
     const int slice = row / of(g.positions[1]), sample = slice / of(g.positions[0]);
     const int y = (row - slice * of(g.positions[1])) * of(g.stride[1]) - of(g.padding[1]);
@@ -157,9 +157,9 @@ cudaError_t launch_depthwise(
   const auto lanes = static_cast<unsigned>(std::min<uint64_t>(std::bit_ceil(static_cast<uint64_t>(g.channels / 4)), 32));
   const dim3 block(lanes, kThreads / lanes);
   const int64_t runs = g.samples * g.positions[0] * g.positions[1] * ceil_div(g.positions[2], kRun);
+  const int64_t columns = ceil_div(g.channels, 4 * lanes);
   const dim3 grid(
-      static_cast<unsigned>(ceil_div(runs, int64_t{block.y} * kRunsOfThread)),
-      static_cast<unsigned>(ceil_div(g.channels, 4 * lanes)));
+      static_cast<unsigned>(std::min(ceil_div(runs, block.y), ceil_div(kMostBlocks, columns))), static_cast<unsigned>(columns));
   by_four_channels<T><<<grid, block, static_cast<std::size_t>(g.depth() * 4 * lanes), stream>>>(codes, weights, g, epilogue, out);
   return cudaGetLastError();
 }
