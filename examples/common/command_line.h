@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <functional>
 #include <string>
 
 namespace examples {
@@ -24,6 +25,32 @@ inline void add_device_option(CLI::App& app, std::string& device) {
   app.add_option("--device", device, "Where to compute")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+}
+
+inline CLI::Option* add_compare_options(
+    CLI::App& app, bool& compare, std::string& out, const std::string& group) {
+  auto* option = app.add_flag(
+                        "--compare", compare,
+                        "Train in full precision and by the recipe, evaluate both in full "
+                        "precision and in INT8")
+                     ->group(group);
+  app.add_option("--out", out, "The folder of --compare's tables and curves")
+      ->needs(option)
+      ->capture_default_str()
+      ->group(group);
+  return option;
+}
+
+// Parses, and lets `finish` fill in and check what no single option can. Answers --help, and a
+// mistake with its explanation, by ending the program.
+inline void parse_or_exit(
+    CLI::App& app, int argc, char** argv, const std::function<void()>& finish) {
+  try {
+    app.parse(argc, argv);
+    finish();
+  } catch (const CLI::ParseError& error) {
+    std::exit(app.exit(error));
+  }
 }
 
 // The command as it was typed, for reports.

@@ -9,8 +9,10 @@
 #include <iostream>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "atomic_file.h"
+#include "csv.h"
 #include "text.h"
 
 namespace examples {
@@ -56,6 +58,20 @@ std::optional<Comparison> train_both_ways(const Train& train, const Evaluate& ev
   result.recipe_full = evaluate(*quantized, Mode::Off);
   result.recipe_int8 = evaluate(*quantized, Mode::Inference);
   return result;
+}
+
+// Trains, shows each evaluation and adds it to the curves, with the name of the run in the last
+// column. `line` and `fields` are what the example makes of its metrics.
+template <typename Trainer, typename Line, typename Fields>
+bool train_with_curves(
+    Trainer& trainer, const std::string& run, CsvWriter& curves, const Line& line,
+    const Fields& fields) {
+  return trainer.run([&](const auto& metrics) {
+    std::cout << line(metrics) << std::endl;
+    std::vector<std::string> row = fields(metrics);
+    row.push_back(run);
+    curves.row(row);
+  });
 }
 
 // Rows: how the model was trained. Columns: how it is evaluated. Then the differences that matter.

@@ -55,4 +55,10 @@ inline DeviceChoice choose_device(const std::string& name) {
   return cpu("because " + obstacle);
 }
 
+// As reports name it.
+inline std::string described(torch::Device device) {
+  return device.str() +
+         (device.is_cpu() ? ", threads: " + std::to_string(torch::get_num_threads()) : "");
+}
+
 }  // namespace examples

@@ -45,12 +45,8 @@ bool compare(
     const std::string name = mode == te_int8::Mode::Off ? "full precision" : "QAT";
     std::cout << "\nTraining: " << name << '\n' << metrics_heading() << std::endl;
     Trainer trainer(model, train_data, test, train_options);
-    const bool finished = trainer.run([&](const Metrics& metrics) {
-      std::cout << metrics_line(metrics) << std::endl;
-      std::vector<std::string> fields = metrics_fields(metrics);
-      fields.push_back(name);
-      curves.row(fields);
-    });
+    const bool finished =
+        examples::train_with_curves(trainer, name, curves, metrics_line, metrics_fields);
     return finished ? std::optional(model) : std::nullopt;
   };
   const auto percent = [&](const Model& model, te_int8::Mode mode) {

@@ -1,7 +1,6 @@
 #include "options.h"
 
 #include <CLI/CLI.hpp>
-#include <cstdlib>
 #include <optional>
 
 #include "../common/command_line.h"
@@ -17,7 +16,7 @@ using examples::positive;
 
 namespace {
 
-// What a --size stands for. Each value can be overridden by its own option.
+// What a --size means for a model; options override it value by value.
 struct Preset {
   int64_t train_images;
   int64_t epochs;
@@ -64,12 +63,12 @@ void check(const Options& options) {
 
 Options parse_options(int argc, char** argv) {
   Options options;
-  Given given;
-  TrainOptions& train = options.train;
-  train.seed = 1;
+  options.train.seed = 1;
   options.data = TE_INT8_DEFAULT_FASHION;
   options.out = "fashion_compare";
 
+  Given given;
+  TrainOptions& train = options.train;
   CLI::App app(
       "Trains a classifier of Fashion-MNIST's images with INT8 in its forward pass, and tests it "
       "in\n"
@@ -95,15 +94,7 @@ Options parse_options(int argc, char** argv) {
       ->group(quantization);
   app.add_flag("--bf16", train.bf16, "bf16 autocast: the rest of the forward pass in bf16")
       ->group(quantization);
-  auto* compare = app.add_flag(
-                         "--compare", options.compare,
-                         "Train in full precision and by QAT, test both in full precision and in "
-                         "INT8")
-                      ->group(quantization);
-  app.add_option("--out", options.out, "The folder of --compare's tables and curves")
-      ->needs(compare)
-      ->capture_default_str()
-      ->group(quantization);
+  auto* compare = examples::add_compare_options(app, options.compare, options.out, quantization);
 
   const std::string training = "Training (defaults: of --size)";
   app.add_option("--train-images", given.train_images, "The first of 60,000 to train on")
@@ -126,13 +117,10 @@ Options parse_options(int argc, char** argv) {
       ->group(training);
   app.add_option("--csv", options.csv, "Metrics of each epoch")->excludes(compare)->group(training);
 
-  try {
-    app.parse(argc, argv);
+  examples::parse_or_exit(app, argc, argv, [&] {
     fill_in(options, given);
     check(options);
-  } catch (const CLI::ParseError& error) {
-    std::exit(app.exit(error));
-  }
+  });
   options.command_line = examples::typed_command(argc, argv);
   return options;
 }

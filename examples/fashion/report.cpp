@@ -3,6 +3,7 @@
 #include <iomanip>
 #include <sstream>
 
+#include "../common/device.h"
 #include "../common/parameters.h"
 #include "../common/text.h"
 
@@ -41,11 +42,8 @@ std::string run_description(const Options& options, const Classifier& model, tor
       << (train.epochs == 1 ? " epoch of " : " epochs of ") << grouped(options.train_images)
       << " images in batches of " << train.batch << "; seed " << train.seed
       << ". Tested on 10,000 other images after the last epoch. "
-      << "Full precision is " << (train.bf16 ? "bf16 autocast" : "fp32") << ". On " << device;
-  if (device.is_cpu()) {
-    out << ", threads: " << torch::get_num_threads();
-  }
-  out << '.';
+      << "Full precision is " << (train.bf16 ? "bf16 autocast" : "fp32") << ". On "
+      << examples::described(device) << '.';
   return out.str();
 }
 

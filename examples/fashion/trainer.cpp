@@ -100,8 +100,8 @@ bool Trainer::run(const std::function<void(const Metrics&)>& on_metrics) {
     metrics.test_accuracy = accuracy(
         *model_, test_, options_.bf16, quantized ? te_int8::Mode::Inference : te_int8::Mode::Off);
     metrics.seconds_left = progress.seconds_left(step_);
-    progress.clear_line();
     progress.restart_speed();
+    progress.clear_line();
     on_metrics(metrics);
   }
   return true;

@@ -1,7 +1,6 @@
 #include "options.h"
 
 #include <CLI/CLI.hpp>
-#include <cstdlib>
 #include <regex>
 
 #include "../common/command_line.h"
@@ -62,16 +61,13 @@ Options parse_options(int argc, char** argv) {
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
 
-  try {
-    app.parse(argc, argv);
+  examples::parse_or_exit(app, argc, argv, [&] {
     if (shapes != std::vector<std::string>{"none"}) {
       for (const std::string& shape : shapes) {
         options.benchmark.push_back(parse_shape(shape));
       }
     }
-  } catch (const CLI::ParseError& error) {
-    std::exit(app.exit(error));
-  }
+  });
   return options;
 }
 

@@ -4,7 +4,6 @@
 #include <iostream>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "../common/comparison.h"
 #include "../common/csv.h"
@@ -43,12 +42,8 @@ bool compare(const Options& options, const TextData& data, torch::Device device)
     Trainer trainer(model, data, train_options, device);
     const std::string name = mode == te_int8::Mode::Off ? "full precision" : title;
     std::cout << '\n' << "Training in " << name << '\n' << metrics_heading() << std::endl;
-    const bool finished = trainer.run([&](const Metrics& metrics) {
-      std::cout << metrics_line(metrics) << std::endl;
-      std::vector<std::string> fields = metrics_fields(metrics);
-      fields.push_back(name);
-      curves.row(fields);
-    });
+    const bool finished =
+        examples::train_with_curves(trainer, name, curves, metrics_line, metrics_fields);
     return finished ? std::optional(model) : std::nullopt;
   };
   const auto batches = data.validation_batches(options.train.eval_windows, options.train.batch);

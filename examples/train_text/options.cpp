@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <iomanip>
 #include <optional>
@@ -146,15 +145,8 @@ Options parse_options(int argc, char** argv) {
       ->group(quantization);
   app.add_flag("--bf16", train.bf16, "bf16 autocast: the rest of the forward pass in bf16")
       ->group(quantization);
-  auto* compare = app.add_flag(
-                         "--compare", options.compare,
-                         "Train in full precision and by the recipe, evaluate both in full "
-                         "precision and in INT8")
-                      ->group(quantization);
-  app.add_option("--out", options.out, "The folder of --compare's tables and curves")
-      ->needs(compare)
-      ->capture_default_str()
-      ->group(quantization);
+  auto* compare =
+      examples::add_compare_options(app, options.compare, options.out, quantization);
 
   const std::string model = "Model (defaults: of --size)";
   app.add_option("--size", given.size, "small: 0.9 million parameters; large: 11 million")
@@ -230,13 +222,10 @@ Options parse_options(int argc, char** argv) {
       ->capture_default_str()
       ->group(files);
 
-  try {
-    app.parse(argc, argv);
+  examples::parse_or_exit(app, argc, argv, [&] {
     fill_in(options, given);
     check(options);
-  } catch (const CLI::ParseError& error) {
-    std::exit(app.exit(error));
-  }
+  });
   options.command_line = examples::typed_command(argc, argv);
   return options;
 }

@@ -4,6 +4,7 @@
 #include <iomanip>
 #include <sstream>
 
+#include "../common/device.h"
 #include "../common/parameters.h"
 #include "../common/text.h"
 
@@ -54,11 +55,8 @@ std::string run_description(
       << grouped(std::min(train.eval_windows, data.validation_windows()) * config.context) << " of "
       << grouped(data.validation_bytes()) << " other bytes, where byte frequencies alone give "
       << fixed(data.unigram_loss(), 4) << " nats. Full precision is "
-      << (train.bf16 ? "bf16 autocast" : "fp32") << ". On " << device;
-  if (device.is_cpu()) {
-    out << ", threads: " << torch::get_num_threads();
-  }
-  out << '.';
+      << (train.bf16 ? "bf16 autocast" : "fp32") << ". On "
+      << examples::described(device) << '.';
   return out.str();
 }
 
