@@ -185,8 +185,9 @@ cudaError_t launch_rows(
     const T* x, int64_t rows, int64_t width, int8_t* codes, float* scales, cudaStream_t stream) {
   const auto slices = slices_of<T, kAligned>(rows, width);
   if (slices.blocks > 1 && has_image_of<rows_on_clusters<T, kAligned, 1>, 90>()) {
-    const auto layout = row_layout<T, kAligned>(slices.width);
-    if (layout.pieces != 0) {
+    // The fewer threads a block has, the more blocks are there at once, some of which load while others store.
+    const auto layout = RowLayout::of_pieces(slices.width, kAligned ? 8 / static_cast<int>(sizeof(T)) : 1);
+    if (layout.threads <= kMaxRowThreads) {
       return with_pieces<T, kAligned>(layout, [&](auto pieces) {
         return launch_clusters<rows_on_clusters<T, kAligned, decltype(pieces)::value>>(
             slices.blocks, {static_cast<unsigned>(rows * slices.blocks), layout.block(), 0, stream}, x, width, slices.width, codes,
