@@ -52,8 +52,8 @@ template <bool kWords>
 __global__ void __launch_bounds__(kThreads, 4) by_output(
     const int8_t* __restrict__ codes, const int8_t* __restrict__ weights, __grid_constant__ const WindowGeometry g,
     int out_channels, __grid_constant__ const Epilogue epilogue, Type type, void* __restrict__ out) {
-  const int row = static_cast<int>(blockIdx.x), o = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
-  if (o >= out_channels) return;
+  const auto row = static_cast<int>(blockIdx.x * blockDim.y + threadIdx.y), o = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  if (row >= static_cast<int>(g.rows()) || o >= out_channels) return;
   const auto channels = static_cast<int>(g.group_channels), groups = static_cast<int>(g.channels) / channels;
   const int first = o / (out_channels / groups) * channels;
   const int8_t* weight = weights + o * g.depth();
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 4) by_four_channels(
 #pragma unroll
           for (int r = 0; r < kRun; ++r, place += of(g.stride[2])) {
             if (place < 0 || place >= line_width) continue;
-            const int pixel = *reinterpret_cast<const int*>(x + place * channels);
+            const int pixel = *reinterpret_cast<const int*>(x + int64_t{place} * channels);
 #pragma unroll
             for (int c = 0; c < 4; ++c) sums[r][c] = __dp4a(pixel, static_cast<int>(four & (0xffU << 8 * c)), sums[r][c]);
           }
@@ -180,9 +180,11 @@ cudaError_t convolve_directly(
       return launch_depthwise(codes, weights, g, epilogue, static_cast<decltype(t)*>(out), stream);
     });
   }
-  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(ceil_div(out_channels, kThreads)));
+  const auto lanes = static_cast<unsigned>(std::min<uint64_t>(std::bit_ceil(static_cast<uint64_t>(out_channels)), kThreads));
+  const dim3 block(lanes, kThreads / lanes);
+  const dim3 grid(static_cast<unsigned>(ceil_div(rows, block.y)), static_cast<unsigned>(ceil_div(out_channels, lanes)));
   return with_bool(g.group_channels % 4 == 0 && in_words(codes) && in_words(weights), [&](auto words) {
-    by_output<decltype(words)::value><<<grid, kThreads, 0, stream>>>(
+    by_output<decltype(words)::value><<<grid, block, 0, stream>>>(
         codes, weights, g, static_cast<int>(out_channels), epilogue, type, out);
     return cudaGetLastError();
   });

@@ -116,6 +116,11 @@ Tensor convolution(
 
 }  // namespace
 
+bool& wrote_windows() {
+  static thread_local bool wrote = false;
+  return wrote;
+}
+
 void install_convolutions(torch::Library& aten) {
   aten.impl("conv1d", TORCH_FN(convolve<at::_ops::conv1d>));
   aten.impl("conv2d", TORCH_FN(convolve<at::_ops::conv2d>));

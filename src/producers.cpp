@@ -220,7 +220,8 @@ Tensor layer_norm(
     return Made{y, std::move(codes), y.requires_grad() ? source : nullptr};
   };
   auto y = produce(Kind::LayerNorm, x, fits, with_codes, without);
-  if (const auto activations = activations_of_thread(); activations && gamma.defined()) activations->note_norm(gamma, left_codes);
+  const auto activations = x.is_cuda() && gamma.defined() ? activations_of_thread() : nullptr;
+  if (activations) activations->note_norm(gamma, left_codes);
   return y;
 }
 

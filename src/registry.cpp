@@ -143,6 +143,7 @@ void keep_routing() {
 void leave_scope(const std::shared_ptr<Membership>& membership) noexcept {
   try {
     warn_if_routing_was_lost();
+    membership->scope->warn_of_folds();
   } catch (...) {  // a handler that makes errors of warnings; a destructor cannot pass one on
   }
   membership->open = false;
@@ -172,7 +173,6 @@ void refresh(torch::nn::Module& model) {
     if (!live.scope->covers_any(modules)) continue;  // another model's, perhaps another thread's
     live.scope->rebuild_index();                     // so that the layers know what was assigned
     live.scope->forget_activations();
-    live.scope->forget_folds();
   }
   detail::PanelCache::instance().clear();  // its buffers' panels, and others', which are made again
   auto& cache = detail::WeightCodeCache::instance();

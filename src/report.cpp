@@ -27,13 +27,13 @@ bool shown(const ScopedLayer& scoped) {
 }  // namespace
 
 std::string Scope::reason_of(const OtherModule& other) const {
-  const auto fold = std::ranges::find(folds_, other.name, [](const auto& f) { return f->norm_name(); });
-  if (fold != folds_.end() && (*fold)->calls() > 0) return "folded into '" + (*fold)->convolution() + "'";
+  const auto fold = std::ranges::find_if(folds_, [&](const auto& f) { return f->norm().is_module(*other.module); });
+  if (fold != folds_.end() && (*fold)->count().taken > 0) return "folded into '" + (*fold)->convolution() + "'";
   const auto* norm = dynamic_cast<const torch::nn::LayerNormImpl*>(other.module.get());
   if (norm == nullptr || !norm->weight.defined()) return other.reason;
-  const auto count = activations_->count_of_norm(norm->weight);
-  if (count.with_codes == 0) return other.reason;
-  return c10::str(other.reason, "; ", count.with_codes, " of ", count.results, " results came with codes for the next layer");
+  const auto [results, with_codes] = activations_->count_of_norm(norm->weight);
+  if (with_codes == 0) return other.reason;
+  return c10::str(other.reason, "; ", with_codes, " of ", results, " results came with codes for the next layer");
 }
 
 Report Scope::report() const {

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <typeindex>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
 #include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/conv.h>
 
 #include <te_int8/backends.h>
 #include <te_int8/detail/convolution_layer.h>
@@ -68,6 +70,11 @@ std::shared_ptr<QuantizedLayer> make_layer(
   return nullptr;
 }
 
+bool is_plain_convolution(const torch::nn::Module& module) {
+  const std::type_index type = typeid(module);
+  return type == typeid(torch::nn::Conv1dImpl) || type == typeid(torch::nn::Conv2dImpl) || type == typeid(torch::nn::Conv3dImpl);
+}
+
 /// Why a layer of this operation computes nothing in INT8 by this recipe; empty where it does.
 std::string nothing_for(Operation operation, const Recipe& recipe) {
   if (operation == Operation::Embedding) {
@@ -91,7 +98,7 @@ Scope::Scope(torch::nn::Module& root, Mode mode, Recipe recipe)
   check_globs_match("rule", recipe_.rule_globs(), found.layers);
   others_ = std::move(found.others);
   configure(std::move(found.layers));
-  if (mode_ == Mode::Inference) fold_batch_norms();
+  fold_batch_norms();
   make_replacements();
   rebuild_index();
   const bool quantizes = std::ranges::any_of(
@@ -155,7 +162,8 @@ void Scope::configure(std::vector<Layer> layers) {
   }
 }
 
-/// A layer in full precision, and one that stands in several places or shares its weight, is left alone.
+/// Of pairs that were named, what cannot be folded is an error, in any mode. In a Sequential only modules count whose forward is
+/// LibTorch's own. A layer in full precision leaves its norm as it is.
 void Scope::fold_batch_norms() {
   const auto modules = root_->named_modules("", /*include_self=*/false);  // which a root on the stack could not
   auto pairs = recipe_.batch_norm_pairs();
@@ -172,9 +180,10 @@ void Scope::fold_batch_norms() {
     for (const auto& item : modules) add_pairs_of(*item.value(), item.key() + '.');
   }
   for (std::size_t i = 0; i < pairs.size(); ++i) {
-    const auto& [convolution, norm_name] = pairs[i];
-    const auto layer = std::ranges::find_if(layers_, [&, &name = convolution](const ScopedLayer& scoped) {
-      return std::ranges::count(scoped.layer.names, name) > 0 && scoped.layer.handles.operation == Operation::Convolution;
+    const auto& convolution = pairs[i].first;
+    const auto& norm_name = pairs[i].second;
+    const auto layer = std::ranges::find_if(layers_, [&](const ScopedLayer& scoped) {
+      return std::ranges::count(scoped.layer.names, convolution) > 0 && scoped.layer.handles.operation == Operation::Convolution;
     });
     const auto* module = modules.find(norm_name);
     const auto norm = module == nullptr ? nullptr : BatchNorm::of(*module);
@@ -183,13 +192,28 @@ void Scope::fold_batch_norms() {
     TORCH_CHECK_VALUE(
         fits || i >= named, "te_int8::Recipe::fold_batch_norm: expected a Conv1d to Conv3d and a BatchNorm of its output channels and "
         "dimensions, got \"", convolution, "\" and \"", norm_name, "\"");
-    if (!fits || !layer->quantized) continue;
+    if (!fits || (i >= named && !(norm->is_plain() && is_plain_convolution(*layer->layer.owner->module)))) continue;
     const auto shares = std::ranges::count_if(
         layers_, [&](const ScopedLayer& other) { return other.weight().is_same(layer->weight()); });
-    const bool folded = std::ranges::any_of(folds_, [&](const auto& fold) { return fold->convolution() == pairs[i].first; });
-    if (layer->layer.names.size() > 1 || shares > 1 || folded) continue;
+    const bool again = std::ranges::any_of(folds_, [&](const auto& fold) {
+      return fold->convolution() == layer->layer.names.front() || fold->norm().is_module(**module);
+    });
+    const bool alone = layer->layer.names.size() == 1 && shares == 1 && !again;
+    TORCH_CHECK_VALUE(
+        alone || i >= named, "te_int8::Recipe::fold_batch_norm: expected a convolution that stands once in the model, with a weight "
+        "and a norm of its own, got \"", convolution, "\" and \"", norm_name, "\"");
+    if (!alone || !layer->quantized || mode_ != Mode::Inference) continue;
     folds_.push_back(std::make_shared<BatchNormFold>(convolution, norm_name, norm));
     static_cast<ConvolutionLayer&>(*layer->quantized).fold(folds_.back());
+  }
+}
+
+void Scope::warn_of_folds() const {
+  for (const auto& fold : folds_) {
+    const auto [results, taken] = fold->count();
+    if (results != taken) {
+      TORCH_WARN("te_int8::AutocastGuard: of '", fold->convolution(), "' ", fold->remark(), "; see Recipe::fold_batch_norm");
+    }
   }
 }
 

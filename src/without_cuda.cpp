@@ -1,8 +1,9 @@
-// What only a GPU's kernels do, where this build has none; else see cuda/linear.cpp and cuda/activations.cpp.
+// What only a GPU's kernels do, where this build has none; else see the files of cuda/.
 #ifndef TE_INT8_WITH_CUDA
 #include <te_int8/detail/few_rows.h>
 
 #include "activations.h"
+#include "norms.h"
 
 namespace te_int8::inline v0::detail {
 
@@ -26,6 +27,11 @@ Activated activate(CodesSource::Kind /*f*/, const at::Tensor& /*x*/) {
 
 std::optional<CodesOfGradient> differentiate(
     CodesSource::Kind /*f*/, const at::Tensor& /*dy*/, const std::vector<at::Tensor>& /*held*/, const WantedCodes& /*wanted*/) {
+  return std::nullopt;
+}
+
+std::optional<std::pair<at::Tensor, at::Tensor>> fold_by_kernel(
+    const BatchNormTensors& /*norm*/, const at::Tensor& /*scales*/, const at::Tensor& /*bias*/) {
   return std::nullopt;
 }
 

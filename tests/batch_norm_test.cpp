@@ -1,4 +1,7 @@
 // Batch norms that convolutions compute: Recipe::fold_batch_norms and fold_batch_norm.
+#include <optional>
+#include <thread>
+
 #include "guard_support.h"
 
 using namespace te_int8_test;
@@ -106,17 +109,46 @@ TEST_CASE("changes of a folded norm are seen", "[guard][convolution][batch_norm]
   model->to(test_device());
   const auto x = torch::randn({2, 5, 8, 8}, test_device());
   const te_int8::AutocastGuard guard(model, te_int8::Mode::Inference, named);
+  const auto agrees = [&] { return differs_by_roundings(model->forward(x), inferred(model, x, {}), 0x1p-20); };
   const auto before = model->forward(x);
   model->norm->running_mean.add_(1);
   model->norm->weight.mul_(-2);
-  const auto after = model->forward(x);
-  CHECK(differs_by_roundings(after, inferred(model, x, {}), 0x1p-20));
+  CHECK_FALSE(differs_by_roundings(model->forward(x), before, 0x1p-10));
+  CHECK(agrees());
   model->norm->bias.data().add_(1);  // no version tells
-  te_int8::refresh(*model);
-  CHECK(differs_by_roundings(model->forward(x), after + 1, 0x1p-20));
+  CHECK(agrees());
+  model->train();
+  for (int i = 0; i < 3; ++i) model->forward(x);  // nor of these statistics
+  model->eval();
+  CHECK(agrees());
   model->to(at::kDouble);
   model->to(at::kFloat);
-  CHECK(differs_by_roundings(model->forward(x), after + 1, 0x1p-20));
+  CHECK(agrees());
+}
+
+TEST_CASE("a folded norm hands on views of results, as often as it is called, in any thread", "[guard][convolution][batch_norm]") {
+  const torch::NoGradGuard no_grad;
+  ConvThenNorm model;
+  model->to(test_device());
+  const auto x = torch::randn({2, 5, 8, 8}, test_device());
+  te_int8::AutocastGuard guard(model, te_int8::Mode::Inference, named);
+  const auto y = model->conv(x);
+  CHECK(same(model->norm(y), y));
+  CHECK(same(model->norm(y.detach()), y));
+  const auto z = model->conv(x);
+  Tensor of_thread;
+  std::thread([&] {
+    const auto attached = guard.attach();
+    const torch::NoGradGuard no_grad_there;
+    of_thread = model->norm(z);
+  }).join();
+  CHECK(same(of_thread, z));
+  CHECK(line_of(guard.report(), "conv").reason == "'norm' is folded into it");
+  // What is no result is normalized, while none is missing.
+  const auto by_channel = [](const Tensor& t) { return t.view({1, -1, 1, 1}); };
+  const auto& norm = *model->norm;
+  const auto factor = at::rsqrt(norm.running_var + norm.options.eps()) * norm.weight;
+  CHECK(at::allclose(model->norm(y + 0), (y - by_channel(norm.running_mean)) * by_channel(factor) + by_channel(norm.bias), 1e-4, 1e-4));
 }
 
 TEST_CASE("results of a folded convolution that go elsewhere are noticed", "[guard][convolution][batch_norm]") {
@@ -124,19 +156,46 @@ TEST_CASE("results of a folded convolution that go elsewhere are noticed", "[gua
   ConvThenNorm model;
   model->to(test_device());
   const auto x = torch::randn({2, 5, 8, 8}, test_device());
-  const te_int8::AutocastGuard guard(model, te_int8::Mode::Inference, named);
-  const auto error = error_of([&] { model->other(model->conv(x)); });
-  CHECK(error.find("expected the results of 'conv' to go to 'norm', which is folded into it") != std::string::npos);
-  CHECK(error.find("got another batch norm") != std::string::npos);
+  Warnings warnings;
+  std::optional<te_int8::AutocastGuard> guard;
+  guard.emplace(model, te_int8::Mode::Inference, named);
+  const auto error = error_of([&] { model->norm(model->conv(x) + 0); });
+  CHECK(error.find("expected 'norm', which is folded into 'conv', to read the convolution's results") != std::string::npos);
+  CHECK(error.find("got another tensor while it has not read 1 of 1 results") != std::string::npos);
   model->forward(x);
-  CHECK(line_of(guard.report(), "conv").reason == "'norm' is folded into it, but has not read 1 of 2 results");
+  CHECK(line_of(guard->report(), "conv").reason == "'norm' is folded into it, but has not read 1 of 2 results");
+  const auto y = model->conv(x);
+  model->norm->train();
+  CHECK(error_of([&] { model->norm(y); }).find("to be in evaluation mode as at the convolution's call, got training mode") != std::string::npos);
+  CHECK(warnings.messages.empty());
+  guard.reset();
+  REQUIRE(warnings.messages.size() == 1);
+  CHECK(warnings.messages[0].find("of 'conv' 'norm' is folded into it, but has not read 2 of 3 results") != std::string::npos);
+}
+
+TEST_CASE("modules with a forward of their own are not folded unless they are named", "[guard][convolution][batch_norm]") {
+  struct OwnNormImpl : nn::BatchNorm2dImpl {
+    using nn::BatchNorm2dImpl::BatchNorm2dImpl;
+    Tensor forward(const Tensor& x) { return nn::BatchNorm2dImpl::forward(x) * 2; }
+  };
+  const auto norm = std::make_shared<OwnNormImpl>(12);
+  norm->eval();
+  nn::Sequential model(nn::Conv2d(nn::Conv2dOptions(5, 12, 3)), norm);
+  model->to(test_device());
+  const auto x = torch::randn({2, 5, 8, 8}, test_device());
+  const auto plain = inferred(model, x, {});
+  te_int8::Report report;
+  CHECK(same(inferred(model, x, te_int8::Recipe().fold_batch_norms(true), &report), plain));
+  CHECK(line_of(report, "1").reason == "norms stay in full precision");
+  CHECK(differs_by_roundings(inferred(model, x, te_int8::Recipe().fold_batch_norm("0", "1")), plain, 0x1p-20));
 }
 
 TEST_CASE("pairs that cannot be folded are errors where they were named", "[guard][convolution][batch_norm]") {
   ConvThenNorm model;
+  const auto mode = GENERATE(te_int8::Mode::QAT, te_int8::Mode::Inference);
   const auto error = [&](const std::string& convolution, const std::string& norm) {
     return error_of([&] {
-      const te_int8::AutocastGuard guard(model, te_int8::Mode::Inference, te_int8::Recipe().fold_batch_norm(convolution, norm));
+      const te_int8::AutocastGuard guard(model, mode, te_int8::Recipe().fold_batch_norm(convolution, norm));
     });
   };
   const std::string expected = "expected a Conv1d to Conv3d and a BatchNorm of its output channels and dimensions, got ";
@@ -147,4 +206,9 @@ TEST_CASE("pairs that cannot be folded are errors where they were named", "[guar
   model->replace_module("other", nn::BatchNorm1d(12).ptr());
   CHECK(error("conv", "other").find(expected) != std::string::npos);
   CHECK(error("conv", "norm").empty());
+  auto twice = te_int8::Recipe().fold_batch_norm("conv", "norm").fold_batch_norm("conv", "norm");
+  if (mode == te_int8::Mode::Inference) {
+    CHECK(error_of([&] { const te_int8::AutocastGuard guard(model, mode, twice); }).find("a norm of its own") != std::string::npos);
+  }
+  CHECK(error_of([] { te_int8::Recipe().rule("**", named); }).find("expected folding of batch norms, which is a scope's") != std::string::npos);
 }

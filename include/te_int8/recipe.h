@@ -78,9 +78,11 @@ class Recipe {
   /// Tables of embeddings. Int8: rows of codes, a scale each (`weights` says whether), which training rounds too, with
   /// straight-through gradients. The table shares its codes with a Linear that is tied to it.
   TORCH_ARG(Precision, embeddings) = Precision::Full;
-  /// In Mode::Inference: a Conv1d to Conv3d computes in its epilogue the BatchNorm that comes next in a Sequential, with the
-  /// running statistics. What INT8 rounds stays the same; results differ by the roundings in fp32 of scale and shift, and by
-  /// one rounding to the output's dtype less. Other pairs are named by fold_batch_norm. A norm in training mode is left alone.
+  /// Of a scope of Mode::Inference: a Conv1d to Conv3d computes in its epilogue the BatchNorm that comes next in a Sequential, with
+  /// the running statistics, and the norm hands that on. So who reads the convolution's own result, by a hook or by calling the
+  /// children one by one, finds it normalized. What INT8 rounds stays the same; results differ by the roundings in fp32 of scale
+  /// and shift, and by one rounding to the output's dtype less. Other pairs are named by fold_batch_norm. A norm in training mode
+  /// is left alone.
   TORCH_ARG(bool, fold_batch_norms) = false;
   /// Name of a back end (see backends()); "auto" takes TE_INT8_BACKEND from the environment if it
   /// is set, else the first usable one.
@@ -96,20 +98,23 @@ class Recipe {
 
  public:
   /// Has a convolution compute a BatchNorm (qualified names: "layer1.0.conv1", "layer1.0.bn1") as fold_batch_norms does for those
-  /// in a Sequential. The model's code must give its results to this norm, and to nothing else.
+  /// in a Sequential. The model's code must give its results to this norm, and to nothing else, in the scope.
   Recipe& fold_batch_norm(std::string convolution, std::string batch_norm) {
     batch_norm_pairs_.emplace_back(std::move(convolution), std::move(batch_norm));
     return *this;
   }
   const std::vector<std::pair<std::string, std::string>>& batch_norm_pairs() const { return batch_norm_pairs_; }
 
-  /// Gives the layers that match `glob` another recipe: all of it but include and exclude. The last
+  /// Gives the layers that match `glob` another recipe: all of it but include and exclude; not folding. The last
   /// match wins. `recipe` must have no rules of its own.
   Recipe& rule(std::string glob, Recipe recipe) {
     TORCH_CHECK(
         recipe.rule_recipes_.empty(),
         "te_int8::Recipe::rule: expected a recipe without rules for \"", glob, "\", got one with ",
         recipe.rule_recipes_.size());
+    TORCH_CHECK(
+        !recipe.fold_batch_norms() && recipe.batch_norm_pairs_.empty(),
+        "te_int8::Recipe::rule: expected folding of batch norms, which is a scope's, not in the recipe for \"", glob, "\", got it there");
     rule_globs_.push_back(std::move(glob));
     rule_recipes_.push_back(std::move(recipe));
     return *this;

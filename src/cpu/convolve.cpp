@@ -103,11 +103,12 @@ class Block {
       to = std::copy_n(x_ + (line + begin + from) * channels, (until - from) * channels, to);
       return std::fill_n(to, (count - until) * channels, int8_t{0});
     }
+    const int64_t there = std::min(channels, w_.channels - group * channels);  // the last group may have fewer
     for (int64_t i = 0; i < count; ++i) {
       const int64_t x = begin + i * w_.dilation[2];
       const bool in_line = x >= 0 && x < w_.size[2];
-      to = in_line ? std::copy_n(x_ + (line + x) * w_.channels + group * channels, channels, to)
-                   : std::fill_n(to, channels, int8_t{0});
+      to = in_line ? std::copy_n(x_ + (line + x) * w_.channels + group * channels, there, to) : std::fill_n(to, there, int8_t{0});
+      to = std::fill_n(to, channels - there, int8_t{0});
     }
     return to;
   }
@@ -158,7 +159,7 @@ class DepthwiseBlock {
 struct Panels {
   bool depthwise;
   int64_t together;  ///< groups that are one
-  int64_t groups;    ///< that are left
+  int64_t groups;    ///< that are left, the last of which may have fewer
   int64_t channels;  ///< output channels of such a group
   int64_t count;     ///< panels of such a group
   int64_t bytes;     ///< of a panel
@@ -166,27 +167,29 @@ struct Panels {
   Panels(int64_t out_channels, int64_t depth, const detail::WindowPacking& packing)
       : depthwise(packing.groups > 1 && packing.groups == out_channels && depth == packing.taps),
         together(depthwise ? packing.groups : groups_of_panel(out_channels / packing.groups, depth, packing.groups)),
-        groups(packing.groups / together),
-        channels(out_channels / groups),
+        groups((packing.groups + together - 1) / together),
+        channels(out_channels / packing.groups * together),
         count(cpu::panels(channels)),
         bytes(depthwise ? packing.taps * cpu::kPanel : cpu::panel_bytes(together * depth)) {}
 
  private:
   static int64_t groups_of_panel(int64_t channels, int64_t depth, int64_t groups) {
-    int64_t together = std::clamp<int64_t>(cpu::kPanel / channels, 1, groups);
-    while (groups % together != 0 || (together > 1 && together * depth > detail::kMaxInt32Depth)) --together;
-    return together;
+    const int64_t most = std::max<int64_t>(1, detail::kMaxInt32Depth / std::max<int64_t>(depth, 1));
+    return std::clamp<int64_t>(cpu::kPanel / channels, 1, std::min(groups, most));
   }
 };
 
-/// Values for all columns of all panels of all groups, so that kernels read whole vectors; empty where there are none.
-std::vector<float> by_panel(const OptionalTensor& values, int64_t groups, int64_t channels) {
+/// Values for all columns of all panels, so that kernels read whole vectors; empty where there are none.
+std::vector<float> by_panel(const OptionalTensor& values, int64_t out_channels, const Panels& panels) {
   if (!values) return {};
-  const auto dense = values->resolve_neg().to(at::kFloat).expand({groups * channels}).contiguous();
+  const auto dense = values->resolve_neg().to(at::kFloat).expand({out_channels}).contiguous();
   const auto* from = dense.const_data_ptr<float>();
-  const int64_t padded = cpu::panels(channels) * cpu::kPanel;
-  std::vector<float> result(static_cast<std::size_t>(groups * padded), 0.0F);
-  for (int64_t group = 0; group < groups; ++group) std::copy_n(from + group * channels, channels, result.begin() + group * padded);
+  const int64_t padded = panels.count * cpu::kPanel;
+  std::vector<float> result(static_cast<std::size_t>(panels.groups * padded), 0.0F);
+  for (int64_t group = 0; group < panels.groups; ++group) {
+    const int64_t first = group * panels.channels;
+    std::copy_n(from + first, std::min(panels.channels, out_channels - first), result.begin() + group * padded);
+  }
   return result;
 }
 
@@ -279,12 +282,13 @@ Tensor pack_windows(const Tensor& codes, const WindowPacking& packing) {
     const auto padded = at::constant_pad_nd(codes, {0, 0, 0, panels.count * cpu::kPanel - out_channels});
     return padded.view({panels.count, cpu::kPanel, taps}).transpose(1, 2).reshape({panels.count, panels.bytes}).view(at::kByte);
   }
-  const int64_t rows = out_channels / packing.groups;
-  const auto own = codes.view({panels.groups, panels.together, rows, taps, depth / taps});
+  const int64_t rows = out_channels / packing.groups, all_channels = panels.groups * panels.channels;
+  const auto padded = at::constant_pad_nd(codes, {0, 0, 0, all_channels - out_channels});
+  const auto own = padded.view({panels.groups, panels.together, rows, taps, depth / taps});
   const auto all = at::zeros({panels.groups, panels.together, rows, taps, panels.together, depth / taps}, codes.options());
   all.diagonal(0, 1, 4).copy_(own.movedim(1, -1));
   std::vector<Tensor> packed;
-  for (const auto& group : all.view({out_channels, panels.together * depth}).chunk(panels.groups)) packed.push_back(pack_codes(group));
+  for (const auto& group : all.view({all_channels, panels.together * depth}).chunk(panels.groups)) packed.push_back(pack_codes(group));
   return at::cat(packed);
 }
 
@@ -304,7 +308,7 @@ Tensor scaled_convolution_packed(
   const auto x = codes_with_channels_last(a);
   const int64_t channels = weight[0];
   const auto x_scales = by_window(a_scales, windows);
-  const auto w_scales = by_panel(b_scales, panels.groups, panels.channels), added = by_panel(bias, panels.groups, panels.channels);
+  const auto w_scales = by_panel(b_scales, channels, panels), added = by_panel(bias, channels, panels);
   const auto* panel_at = packed.const_data_ptr<uint8_t>();
   auto* out = static_cast<char*>(result.mutable_data_ptr());
   const auto element = static_cast<int64_t>(result.element_size());
@@ -318,7 +322,8 @@ Tensor scaled_convolution_packed(
       const int64_t first = task / per_block * block_size, rows = std::min(block_size, windows.count() - first);
       const int64_t place = task % per_block, group = place / panels.count, column = place % panels.count * cpu::kPanel;
       if (std::exchange(loaded, task / panels.count) != task / panels.count) block.load(first, rows, group);
-      const int64_t columns = std::min(cpu::kPanel, panels.channels - column), channel = group * panels.channels + column;
+      const int64_t channel = group * panels.channels + column;
+      const int64_t columns = std::min({cpu::kPanel, panels.channels - column, channels - channel});
       const cpu::Epilogue epilogue{
           .type = cpu::type_of(dtype),
           .out = by_channel ? static_cast<void*>(results.data()) : out + (first * channels + channel) * element,

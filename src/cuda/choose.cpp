@@ -78,9 +78,10 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
     }
   }
   // Of all single ones the best over many shapes (docs/design.md); the others in an order of their own, not the linker's.
-  const auto rank = [](const kernels::Gemm* gemm) {
+  const std::string guess = !windows ? "pingpong 128x128 c2x1" : product.n > 64 ? "windows pingpong 128x128 c1x1" : "windows cooperative 256x64 c1x1";
+  const auto rank = [&](const kernels::Gemm* gemm) {
     const std::string name = gemm->name;
-    const bool best = name == "pingpong 128x128 c2x1" && !gemm->along_m && gemm->swizzle == 8;
+    const bool best = name == guess && !gemm->along_m && gemm->swizzle == (windows ? 1 : 8);
     return std::tuple(!best, name, gemm->along_m, gemm->swizzle);
   };
   std::ranges::sort(result, {}, rank);

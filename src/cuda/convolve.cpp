@@ -24,7 +24,7 @@ using detail::ConvolutionGeometry;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kMostCodes = 256 << 20;  ///< of windows that are written at once; so many bytes of sums at most
-constexpr int64_t kLeastColumns = 32;  ///< of a group for which a product is worth while
+constexpr int64_t kLeastColumns = 32, kLeastDepth = 1024;  ///< of a group for which a product is worth while: one of them
 constexpr int64_t kMostRows = 1 << 30;     ///< that convolve_directly takes
 constexpr int64_t kAlign = 16;  ///< codes: what the products read at once
 
@@ -76,6 +76,28 @@ bool multiply_windows(
   return true;
 }
 
+/// The same for any windows [rows, depth], which are written as a matrix, as many at once as kMostCodes has room for.
+Tensor multiply_written_windows(
+    const Tensor& codes, const Tensor& weights, const kernels::WindowGeometry& windows, const OptionalTensor& a_scales,
+    const OptionalTensor& b_scales, const OptionalTensor& bias, at::ScalarType dtype, const OnDeviceOf& device) {
+  const int64_t rows = windows.rows(), channels = weights.size(0), depth = weights.size(1), ld = (depth + kAlign - 1) / kAlign * kAlign;
+  const auto padded = ld == depth ? weights : at::constant_pad_nd(weights, {0, ld - depth});
+  const auto of_rows =
+      a_scales && a_scales->size(0) != 1 ? a_scales->repeat_interleave(rows / windows.samples, 0, rows) : a_scales;
+  const int64_t at_once = std::min(rows, std::max<int64_t>(1, kMostCodes / std::max(ld, 4 * channels)));
+  const auto matrix = at::empty({at_once, ld}, codes.options());
+  std::vector<Tensor> results;
+  for (int64_t row = 0; row < rows; row += at_once) {
+    const int64_t count = std::min(at_once, rows - row);
+    C10_CUDA_CHECK(kernels::copy_windows(
+        codes.const_data_ptr<int8_t>(), windows, row, count, ld, matrix.mutable_data_ptr<int8_t>(), device.stream()));
+    results.push_back(
+        ops::scaled_mm(matrix.narrow(0, 0, count), padded, part_of(of_rows, row, count), b_scales, bias, dtype));
+  }
+  detail::wrote_windows() = true;
+  return results.size() == 1 ? results.front() : at::cat(results);
+}
+
 Tensor scaled_convolution(
     const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
     const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -84,49 +106,44 @@ Tensor scaled_convolution(
   const auto dtype = detail::check_scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   const OnDeviceOf device(a);
   const int64_t channels = b.size(0) / groups;
-  auto shape = window_geometry(a.sizes(), b.sizes(), geometry);
-  if (leave_to_reference() || channels == 0 || shape.rows() == 0 || shape.depth() == 0 || shape.depth() > detail::kMaxInt32Depth) {
+  auto windows = window_geometry(a.sizes(), b.sizes(), geometry);
+  const int64_t rows = windows.rows(), depth = windows.depth();
+  if (leave_to_reference() || channels == 0 || rows == 0 || depth == 0 || depth > detail::kMaxInt32Depth) {
     return reference::scaled_convolution(a, b, a_scales, b_scales, bias, geometry, out_dtype);
   }
   const auto codes = detail::codes_with_channels_last(a);
-  const int64_t rows = shape.rows(), depth = shape.depth(), ld = (depth + kAlign - 1) / kAlign * kAlign;
-  auto weights = detail::codes_with_channels_last(b).view({b.size(0), depth});
-  const auto sizes = geometry.result_sizes(a.sizes(), b.sizes());
-  const auto as_convolution = [&](const Tensor& matrix) {
-    return matrix.view(detail::channels_last_sizes(sizes)).movedim(-1, 1).contiguous(a.suggest_memory_format());
+  const auto weights = detail::codes_with_channels_last(b).view({b.size(0), depth});
+  const auto result_for = [&](int64_t columns) {
+    return at::empty({rows, columns}, a.options().dtype(dtype == at::kDouble ? at::kFloat : dtype));
   };
-  if (dtype != at::kInt && (groups == 1 || (channels < kLeastColumns && rows <= kMostRows))) {
-    const auto result = at::empty({rows, b.size(0)}, a.options().dtype(dtype == at::kDouble ? at::kFloat : dtype));
+  const auto directly = [&] {
+    const auto result = result_for(b.size(0));
     const cuda::DenseEpilogue epilogue(a_scales, b_scales, bias);
-    if (groups > 1) {
-      C10_CUDA_CHECK(kernels::convolve_directly(
-          codes.const_data_ptr<int8_t>(), weights.const_data_ptr<int8_t>(), shape, b.size(0), epilogue.get(),
-          cuda::type_of(result.scalar_type()), result.mutable_data_ptr(), device.stream()));
-      return as_convolution(result.to(dtype));
-    }
-    if (multiply_windows(codes, weights, shape, epilogue.get(), result, device)) return as_convolution(result.to(dtype));
-  }
-  if (ld != depth) weights = at::constant_pad_nd(weights, {0, ld - depth});
-  auto of_rows = a_scales;
-  if (a_scales && a_scales->size(0) != 1) of_rows = a_scales->repeat_interleave(rows / a.size(0), 0, rows);
-  const int64_t at_once = std::min(rows, std::max<int64_t>(1, kMostCodes / std::max(ld, 4 * channels)));
-  const auto windows = at::empty({at_once, ld}, a.options());
-  const auto product = [&](int64_t row, int64_t group) {
-    const int64_t count = std::min(at_once, rows - row), first = group * channels;
-    shape.first_channel = group * shape.group_channels;
-    C10_CUDA_CHECK(kernels::copy_windows(
-        codes.const_data_ptr<int8_t>(), shape, row, count, ld, windows.mutable_data_ptr<int8_t>(), device.stream()));
-    return ops::scaled_mm(
-        windows.narrow(0, 0, count), weights.narrow(0, first, channels), part_of(of_rows, row, count),
-        part_of(b_scales, first, channels), bias ? OptionalTensor(bias->narrow(0, first, channels)) : bias, dtype);
+    C10_CUDA_CHECK(kernels::convolve_directly(
+        codes.const_data_ptr<int8_t>(), weights.const_data_ptr<int8_t>(), windows, b.size(0), epilogue.get(),
+        cuda::type_of(result.scalar_type()), result.mutable_data_ptr(), device.stream()));
+    return result.to(dtype);
   };
-  std::vector<Tensor> results;
-  for (int64_t row = 0; row < rows; row += at_once) {
+  const auto of_group = [&](int64_t group) {
+    const int64_t first = group * channels;
+    windows.first_channel = group * windows.group_channels;
+    const auto weight = weights.narrow(0, first, channels);
+    const auto scales = part_of(b_scales, first, channels), added = bias ? OptionalTensor(bias->narrow(0, first, channels)) : bias;
+    if (dtype != at::kInt) {
+      const auto result = result_for(channels);
+      const cuda::DenseEpilogue epilogue(a_scales, scales, added);
+      if (multiply_windows(codes, weight, windows, epilogue.get(), result, device)) return result.to(dtype);
+    }
+    return multiply_written_windows(codes, weight, windows, a_scales, scales, added, dtype, device);
+  };
+  const auto product = [&] {
     std::vector<Tensor> of_groups;
-    for (int64_t group = 0; group < groups; ++group) of_groups.push_back(product(row, group));
-    results.push_back(groups == 1 ? of_groups.front() : at::cat(of_groups, 1));
-  }
-  return as_convolution(results.size() == 1 ? results.front() : at::cat(results));
+    for (int64_t group = 0; group < groups; ++group) of_groups.push_back(of_group(group));
+    return groups == 1 ? of_groups.front() : at::cat(of_groups, 1);
+  };
+  const bool narrow = groups > 1 && channels < kLeastColumns && depth <= kLeastDepth && rows <= kMostRows && dtype != at::kInt;
+  const auto sizes = detail::channels_last_sizes(geometry.result_sizes(a.sizes(), b.sizes()));
+  return (narrow ? directly() : product()).view(sizes).movedim(-1, 1).contiguous(a.suggest_memory_format());
 }
 
 }  // namespace

@@ -137,18 +137,19 @@ class ActivationCodes : public CodesInUse {
 
   /// A norm with this gamma has given a result, with its codes or without.
   void note_norm(const at::Tensor& gamma, bool with_codes) {
+    constexpr std::size_t kMost = 4096;  // gammas that are made anew at each call
     const std::lock_guard lock(mutex_);
-    auto& norm = norms_[gamma.unsafeGetTensorImpl()];
+    if (norms_.size() == kMost) std::erase_if(norms_, [](const auto& norm) { return norm.second.gamma.expired(); });
+    if (norms_.size() == kMost) return;
+    auto& norm = norms_.try_emplace(gamma.unsafeGetTensorImpl(), NormCount{WeakTensor(gamma.getIntrusivePtr())}).first->second;
     ++norm.results;
     if (with_codes) ++norm.with_codes;
   }
-  struct NormCount {
-    int64_t results = 0, with_codes = 0;
-  };
-  NormCount count_of_norm(const at::Tensor& gamma) const {
+  /// How many results, and how many of them with codes.
+  std::pair<int64_t, int64_t> count_of_norm(const at::Tensor& gamma) const {
     const std::lock_guard lock(mutex_);
     const auto found = norms_.find(gamma.unsafeGetTensorImpl());
-    return found == norms_.end() ? NormCount{} : found->second;
+    return found == norms_.end() ? std::pair<int64_t, int64_t>() : std::pair(found->second.results, found->second.with_codes);
   }
 
   /// A tensor was written to: the versions of others that share its storage need not tell.
@@ -172,6 +173,11 @@ class ActivationCodes : public CodesInUse {
   static constexpr std::size_t kCapacity = 16;
 
   using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
+  struct NormCount {
+    WeakTensor gamma;  ///< pinned, so that its address does not come back
+    int64_t results = 0, with_codes = 0;
+  };
 
   static WeakTensor weak_base_of(const at::Tensor& x) { return WeakTensor(base_of(x).getIntrusivePtr()); }
 

@@ -1,22 +1,19 @@
 // Batch norms that a convolution computes in its epilogue: with fixed statistics, a norm is a factor and a shift by channel.
 #pragma once
 
-#include <algorithm>
-#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
+#include <typeinfo>
+#include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/types.h>
 
 #include <te_int8/config.h>
-#include <te_int8/detail/checks.h>
-#include <te_int8/detail/tensor_state.h>
 
 namespace te_int8::inline v0::detail {
 
@@ -33,22 +30,16 @@ class BatchNorm {
 
   int64_t dimensions() const { return dimensions_; }
   int64_t channels() const { return channels_; }
+  /// Whether its forward is LibTorch's own, and not a derived class's.
+  bool is_plain() const { return is_plain_; }
   /// Whether it normalizes by its running statistics now.
   bool is_fixed() const { return !module_->is_training() && mean_->defined() && variance_->defined(); }
-  bool is_of(const at::Tensor& running_mean) const { return mean_->is_same(running_mean); }
+  bool is_module(const torch::nn::Module& module) const { return &module == module_.get(); }
+  bool has_mean(const at::Tensor& running_mean) const { return mean_->is_same(running_mean); }
 
-  /// What the norm of `scale * sums + bias` makes of scale [O] or [1] and bias [O] or undefined one: those of the whole,
-  /// fp32 [O] each.
-  std::pair<at::Tensor, at::Tensor> folded(const at::Tensor& scale, const at::Tensor& bias) const {
-    auto factor = at::rsqrt(variance_->to(at::kFloat) + eps_);
-    if (weight_->defined()) factor = factor * weight_->to(at::kFloat);
-    auto shift = bias.defined() ? bias.to(at::kFloat) - mean_->to(at::kFloat) : -mean_->to(at::kFloat);
-    shift = shift * factor;
-    if (bias_->defined()) shift = shift + bias_->to(at::kFloat);
-    return {scale * factor, shift};
-  }
-  /// What it is computed of.
-  std::vector<at::Tensor> inputs() const { return {*mean_, *variance_, *weight_, *bias_}; }
+  /// What the norm makes of `scales * sums + bias`, for scales [O] or [1] in fp32 and a bias [O] or an undefined one: the scales
+  /// and the bias of the whole, fp32 [O] each. Made anew at each call, as norms write their statistics unseen.
+  TE_INT8_API std::pair<at::Tensor, at::Tensor> fold(const at::Tensor& scales, const at::Tensor& bias) const;
 
  private:
   template <typename Norm>
@@ -59,7 +50,8 @@ class BatchNorm {
     result->module_ = module;
     result->dimensions_ = dimensions;
     result->channels_ = norm->options.num_features();
-    result->eps_ = norm->options.eps();
+    result->is_plain_ = typeid(*norm) == typeid(Norm);
+    result->eps_ = &norm->options.eps();
     result->mean_ = &norm->running_mean;
     result->variance_ = &norm->running_var;
     result->weight_ = &norm->weight;
@@ -69,72 +61,48 @@ class BatchNorm {
 
   std::shared_ptr<torch::nn::Module> module_;
   int64_t dimensions_ = 0, channels_ = 0;
-  double eps_ = 0;
+  bool is_plain_ = false;
+  const double* eps_ = nullptr;
   const at::Tensor *mean_ = nullptr, *variance_ = nullptr, *weight_ = nullptr, *bias_ = nullptr;
 };
 
 /// A convolution and the batch norm that reads its results, for the time of a scope of Mode::Inference. The convolution gives what
 /// the norm would, and the norm hands that on.
-class BatchNormFold : public std::enable_shared_from_this<BatchNormFold> {
+class BatchNormFold {
  public:
   BatchNormFold(std::string convolution, std::string norm_name, std::shared_ptr<const BatchNorm> norm)
       : convolution_(std::move(convolution)), norm_name_(std::move(norm_name)), norm_(std::move(norm)) {}
 
-  /// Scales and bias of a convolution with the norm in them; none while the norm is in training mode.
-  std::optional<std::pair<at::Tensor, at::Tensor>> epilogue(const at::Tensor& scales, const at::Tensor& bias) {
-    if (!norm_->is_fixed()) return std::nullopt;
-    const std::lock_guard lock(mutex_);
-    auto inputs = norm_->inputs();
-    inputs.push_back(scales);
-    inputs.push_back(bias);
-    std::erase_if(inputs, [](const at::Tensor& tensor) { return !tensor.defined(); });
-    const bool current = std::ranges::equal(
-        inputs, states_, [](const at::Tensor& tensor, const StorageState& state) { return state.is_state_of(tensor); });
-    if (!current) {
-      folded_ = norm_->folded(scales, bias);
-      states_ = {inputs.begin(), inputs.end()};
-    }
-    return folded_;
-  }
-
-  /// `y` is the convolution's result with the norm in it. Its norm is to be the next that reads it.
-  void expect(const at::Tensor& y) {
-    auto& expected = of_thread();
-    std::erase_if(expected, [](const Expected& e) { return e.result.expired(); });
-    expected.push_back({c10::weak_intrusive_ptr(y.getIntrusivePtr()), shared_from_this()});
-    ++calls_;
-  }
-  /// Whether `x`, which came to a batch norm of these statistics, is normalized already. Raises where it was for another one.
-  TE_INT8_API static bool take(const at::Tensor& x, const at::Tensor& running_mean, bool training);
-  /// Forgets what was computed of the norm.
-  void refresh() {
-    const std::lock_guard lock(mutex_);
-    states_.clear();
-  }
-
+  const BatchNorm& norm() const { return *norm_; }
   const std::string& convolution() const { return convolution_; }
-  const std::string& norm_name() const { return norm_name_; }
-  int64_t calls() const { return calls_; }
-  /// For the report.
-  std::string remark() const {
-    const auto missed = calls_ - taken_;
-    const auto folded = "'" + norm_name_ + "' is folded into it";
-    return missed == 0 ? folded : c10::str(folded, ", but has not read ", missed, " of ", calls_.load(), " results");
+
+  /// `y` is the convolution's result with the norm in it.
+  TE_INT8_API void expect(const at::Tensor& y);
+  /// Whether `x`, which came to the norm, is such a result, or a view of one. Raises where it is not, and results are missing.
+  TE_INT8_API bool take(const at::Tensor& x, bool training);
+
+  struct Count {
+    int64_t results = 0, taken = 0;
+  };
+  Count count() const {
+    const std::lock_guard lock(mutex_);
+    return count_;
   }
+  /// For the report of the convolution.
+  TE_INT8_API std::string remark() const;
 
  private:
-  struct Expected {
-    c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> result;
-    std::shared_ptr<BatchNormFold> fold;
+  struct Result {
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;  ///< pinned, so that its address does not come back
+    bool taken;
   };
-  TE_INT8_API static std::vector<Expected>& of_thread();
 
   std::string convolution_, norm_name_;
   std::shared_ptr<const BatchNorm> norm_;
-  std::mutex mutex_;
-  std::vector<StorageState> states_;  ///< that folded_ is of
-  std::pair<at::Tensor, at::Tensor> folded_;
-  std::atomic<int64_t> calls_ = 0, taken_ = 0;
+  mutable std::mutex mutex_;
+  std::unordered_map<const c10::StorageImpl*, Result> results_;
+  std::size_t most_results_ = 16;  ///< before those that are gone are looked for
+  Count count_;
 };
 
 }  // namespace te_int8::inline v0::detail

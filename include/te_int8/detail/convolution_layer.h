@@ -30,7 +30,8 @@ class ConvolutionLayer : public QuantizedLayer {
     if (left_to_reference_) {
       limits.emplace_back("windows of more than 131,071 values are computed by the reference, slower than in full precision");
     }
-    if (fold_ && fold_->calls() > 0) limits.push_back(fold_->remark());
+    if (writes_windows_) limits.emplace_back("its windows are written to memory, as no kernel of this GPU reads them in place");
+    if (fold_ && fold_->count().results > 0) limits.push_back(fold_->remark());
     return c10::Join("; ", limits);
   }
 
@@ -67,8 +68,7 @@ class ConvolutionLayer : public QuantizedLayer {
         .activations = activations()};
     auto added = bias;
     bool folded = false;
-    const bool records = at::GradMode::is_enabled();
-    const bool trained = records && part.rows.requires_grad();
+    const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
     {
       const at::NoGradGuard no_grad;
       const PlainTensorOps plain;
@@ -77,13 +77,13 @@ class ConvolutionLayer : public QuantizedLayer {
       call.gradients = std::move(found.gradients);
       call.x = x_operand(x, sample_form(config().x_granularity));
       call.weight_scales = call.weight->scale_list();
-      if (const auto epilogue = fold_ && !records ? fold_->epilogue(call.weight_scales, bias) : std::nullopt) {
-        std::tie(call.weight_scales, added) = *epilogue;
-        folded = true;
-      }
+      folded = fold_ != nullptr && fold_->norm().is_fixed();
+      if (folded) std::tie(call.weight_scales, added) = fold_->norm().fold(call.weight_scales, bias);
     }
     if (!can_pack_windows(whole.sizes())) left_to_reference_ = true;
+    wrote_windows() = false;
     auto y = call_convolution(x, part.rows, added, std::move(call));
+    if (wrote_windows()) writes_windows_ = true;
     if (folded) fold_->expect(y);
     Way::of_thread().passes(whole.unsafeGetTensorImpl());
     if (bias.defined()) ++counter()->fused_biases;
@@ -93,7 +93,7 @@ class ConvolutionLayer : public QuantizedLayer {
 
  private:
   std::shared_ptr<BatchNormFold> fold_;
-  std::atomic<bool> left_to_reference_ = false;
+  std::atomic<bool> left_to_reference_ = false, writes_windows_ = false;
 };
 
 }  // namespace te_int8::inline v0::detail

@@ -28,6 +28,9 @@ TE_INT8_API at::Tensor scaled_mm_packed(
 /// int8 [N,C,*] -> [N,*,C], dense: the same tensor where it lies so already.
 TE_INT8_API at::Tensor codes_with_channels_last(const at::Tensor& codes);
 
+/// Set where a convolution of the calling thread has written its windows to a GPU's memory, as no kernel reads them in place.
+TE_INT8_API bool& wrote_windows();
+
 /// Of a convolution's weight [O,C/groups,*].
 struct WindowPacking {
   int64_t groups = 1, taps = 1;  ///< values of the window

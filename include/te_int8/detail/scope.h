@@ -139,10 +139,13 @@ class Scope {
   /// Whether it covers a layer of one of these modules.
   bool covers_any(const std::unordered_set<const torch::nn::Module*>& modules) const;
 
-  /// Forgets what layers have computed of batch norms.
-  void forget_folds() {
-    for (const auto& fold : folds_) fold->refresh();
+  /// The fold of the batch norm with these statistics, or null.
+  std::shared_ptr<BatchNormFold> fold_of(const at::Tensor& running_mean) const {
+    const auto found = std::ranges::find_if(folds_, [&](const auto& fold) { return fold->norm().has_mean(running_mean); });
+    return found == folds_.end() ? nullptr : *found;
   }
+  /// Warns of convolutions whose folded batch norms have not read all of their results.
+  void warn_of_folds() const;
 
  private:
   void configure(std::vector<Layer> layers);
