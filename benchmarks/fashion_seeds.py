@@ -8,8 +8,6 @@ What follows -- goes to fashion, with --compare. Runs that DIR already holds, by
 GPU: the accuracies are the same. DIR gets table.md, accuracies.csv and accuracies.png.
 """
 
-import csv
-
 import seeds
 
 TITLES = {"resnet": "ResNet", "vit": "ViT"}
@@ -38,15 +36,10 @@ def table(runs):
     return "\n".join(lines)
 
 
-def write_csv(runs, numbers, path):
-    part = path.with_suffix(".part")
-    with open(part, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "seed", "trained", "evaluated", "test_accuracy"])
-        for model, of_seeds in runs.items():
-            for seed, accuracies in zip(numbers, of_seeds):
-                writer.writerows([model, seed, *way, accuracy] for way, accuracy in accuracies.items())
-    part.replace(path)
+def rows_of_runs(runs, numbers):
+    for model, of_seeds in runs.items():
+        for seed, accuracies in zip(numbers, of_seeds):
+            yield from ([model, seed, *way, accuracy] for way, accuracy in accuracies.items())
 
 
 def plot(runs, pyplot):
@@ -71,7 +64,8 @@ def plot(runs, pyplot):
 def main():
     arguments = seeds.parse(__doc__, lambda parser: parser.add_argument("--models", nargs="+", choices=TITLES, default=list(TITLES)))
     runs = seeds.run_all(lambda model, seed: run(model, seed, arguments), arguments.models, arguments)
-    write_csv(runs, arguments.seeds, arguments.out / "accuracies.csv")
+    header = ["model", "seed", "trained", "evaluated", "test_accuracy"]
+    seeds.write_csv(arguments.out / "accuracies.csv", header, rows_of_runs(runs, arguments.seeds))
     seeds.tell(table(runs), lambda pyplot: plot(runs, pyplot), arguments.out, "accuracies.png")
 
 

@@ -51,6 +51,13 @@ def mean_and_deviation(values):
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def write_csv(path, header, rows):
+    part = path.with_suffix(".part")
+    with open(part, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    part.replace(path)
+
+
 def tell(text, plot, out, name):
     """Prints the table, writes it to table.md and what `plot(pyplot)` draws to NAME."""
     (out / "table.md").write_text(text + "\n")

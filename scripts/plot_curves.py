@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the loss curves of train_text: its --csv file, or --compare's curves.csv.
+"""Draws the loss curves of train_text or pronounce: a --csv file, or --compare's curves.csv.
 
     plot_curves.py train_text_compare/curves.csv -o curves.png
 
@@ -60,7 +60,7 @@ def draw(runs, output, title):
         losses.plot(run["tokens"], run["val_loss"], marker=".", label=f"{name}, validation", **style)
         losses.plot(run["tokens"], run["train_loss"], ls=":", label=f"{name}, training", **style)
     losses.set_title(title)
-    losses.set_ylabel("loss, nats per byte")
+    losses.set_ylabel("loss, nats")
     for name, (tokens, values) in differences.items():
         label = f"{name} minus {next(iter(runs))}, validation"
         lowest.plot(tokens, values, color=colors[name], marker=".", label=label)

@@ -29,6 +29,7 @@ set_up_tools() {
   set_up_text
   set_up_glosses
   set_up_fashion
+  set_up_dictionary
   set_up_torch
   set_up_minilm
   set_up_nvcc

@@ -4,14 +4,13 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <iostream>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "../examples/common/parameters.h"
 #include "../examples/fashion/compare.h"
 #include "../examples/fashion/trainer.h"
+#include "printed_text.h"
 #include "striped_images.h"
 #include "temporary_directory.h"
 
@@ -19,6 +18,7 @@ namespace {
 
 using Catch::Matchers::ContainsSubstring;
 using te_int8_tests::contents;
+using te_int8_tests::PrintedText;
 using te_int8_tests::striped_images;
 using te_int8_tests::TemporaryDirectory;
 
@@ -29,20 +29,6 @@ fashion::Options tiny_comparison(const std::string& model) {
   options.train = {.epochs = 1, .batch = 20, .learning_rate = 2e-3, .seed = 5};
   return options;
 }
-
-// What is written to std::cout meanwhile.
-class PrintedText {
- public:
-  PrintedText() : previous_(std::cout.rdbuf(text_.rdbuf())) {}
-  ~PrintedText() { std::cout.rdbuf(previous_); }
-  PrintedText(const PrintedText&) = delete;
-  PrintedText& operator=(const PrintedText&) = delete;
-  std::string text() const { return text_.str(); }
-
- private:
-  std::ostringstream text_;
-  std::streambuf* previous_;
-};
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// A model's parameters: how many there are, and which of them decay.
+// A model's parameters: how many there are, which of them decay, and a step of all.
 #pragma once
 
 #include <torch/torch.h>
@@ -8,6 +8,8 @@
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#include "schedule.h"
 
 namespace examples {
 
@@ -33,6 +35,15 @@ inline std::vector<torch::optim::OptimizerParamGroup> parameter_groups(
     return torch::optim::OptimizerParamGroup(std::move(parameters), std::move(options));
   };
   return {group(std::move(weights), weight_decay), group(std::move(vectors), 0.0)};
+}
+
+// One step along gradients whose norm is at most `clip`; then there are none.
+inline void descend(
+    torch::optim::Optimizer& optimizer, const torch::nn::Module& model, double clip, double rate) {
+  torch::nn::utils::clip_grad_norm_(model.parameters(), clip);
+  set_learning_rate(optimizer, rate);
+  optimizer.step();
+  optimizer.zero_grad();
 }
 
 }  // namespace examples

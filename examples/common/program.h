@@ -17,6 +17,15 @@ namespace examples {
 
 inline constexpr int kInterrupted = 130;  // what shells report for a program ended by Ctrl-C
 
+// The exit status of a run that is finished, or that Ctrl-C ended.
+inline int exit_code(bool finished, const std::string& message_if_not) {
+  if (finished) {
+    return EXIT_SUCCESS;
+  }
+  std::cout << message_if_not << '\n';
+  return kInterrupted;
+}
+
 // `main` is all of it and gives the exit status; an error ends the program with its message.
 inline int run_program(const std::string& name, const std::function<int()>& main) {
   try {

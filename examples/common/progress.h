@@ -17,34 +17,30 @@ class Progress {
  public:
   // `first_step` is 0, or the step that a resumed run continues from. `items` names what a step
   // takes: tokens, images.
-  Progress(int64_t first_step, int64_t total_steps, int64_t items_per_step, std::string items)
-      : first_step_(first_step),
-        total_steps_(total_steps),
-        items_per_step_(items_per_step),
-        items_(std::move(items)) {}
+  Progress(int64_t first_step, int64_t total_steps, std::string items)
+      : first_step_(first_step), total_steps_(total_steps), items_name_(std::move(items)) {}
 
   // Call it when a step begins and when it ended: only what lies between is training time, so that
   // evaluations do not blur the speed.
   void step_begins() { step_start_ = Clock::now(); }
-  void step_ended(int64_t step) {
+  void step_ended(int64_t step, int64_t items) {
     training_seconds_ += seconds_since(step_start_);
-    ++steps_;
+    items_ += items;
     if (terminal_ && seconds_since(last_drawn_) > 0.5) {
       last_drawn_ = Clock::now();
       std::cerr << "\r\033[Kstep " << step << '/' << total_steps_ << "  "
-                << grouped(static_cast<int64_t>(items_per_second())) << ' ' << items_ << "/s  "
+                << grouped(static_cast<int64_t>(items_per_second())) << ' ' << items_name_ << "/s  "
                 << clock_time(seconds_left(step)) << " left" << std::flush;
     }
   }
 
   // Since the last call of restart_speed().
   double items_per_second() const {
-    return training_seconds_ > 0 ? static_cast<double>(steps_ * items_per_step_) / training_seconds_
-                                 : 0.0;
+    return training_seconds_ > 0 ? static_cast<double>(items_) / training_seconds_ : 0.0;
   }
   void restart_speed() {
     training_seconds_ = 0;
-    steps_ = 0;
+    items_ = 0;
   }
 
   // From the whole time so far, evaluations included.
@@ -68,9 +64,8 @@ class Progress {
 
   int64_t first_step_;
   int64_t total_steps_;
-  int64_t items_per_step_;
-  std::string items_;
-  int64_t steps_ = 0;
+  std::string items_name_;
+  int64_t items_ = 0;  // since the last call of restart_speed()
   double training_seconds_ = 0;
   Clock::time_point start_ = Clock::now();
   Clock::time_point step_start_ = start_;

@@ -1,4 +1,4 @@
-// Numbers and errors as people read them.
+// Texts: numbers and errors as people read them, and a text's own number.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -45,6 +45,15 @@ inline std::string clock_time(double seconds) {
         static_cast<int>(total % 60));
   }
   return buffer;
+}
+
+// A number that differs when the text does: FNV-1a.
+inline uint64_t hash_of(const std::string& text) {
+  uint64_t hash = 14695981039346656037u;
+  for (const char character : text) {
+    hash = (hash ^ static_cast<unsigned char>(character)) * 1099511628211u;
+  }
+  return hash;
 }
 
 // What LibTorch says went wrong, without the details of where.

@@ -2,15 +2,13 @@
 // trainer.cpp; this file only puts the parts together.
 #include <torch/torch.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <iostream>
-#include <optional>
 #include <stdexcept>
 
-#include "../common/csv.h"
 #include "../common/program.h"
 #include "../common/text.h"
+#include "../common/training_run.h"
 #include "compare.h"
 #include "options.h"
 #include "report.h"
@@ -35,29 +33,17 @@ int train(
     const Options& options, const Dataset& train_data, const std::vector<Batch>& test,
     torch::Device device) {
   const auto model = seeded_classifier(options, device);
-  std::optional<examples::CsvWriter> csv;
-  if (!options.csv.empty()) {
-    csv.emplace(options.csv, metrics_header());
-  }
-  std::cout << run_description(options, *model, device) << "\nRecipe: " << options.recipe << "\n\n"
-            << metrics_heading() << std::endl;
   Trainer trainer(model, train_data, test, options.train);
-  const bool finished = trainer.run([&](const Metrics& metrics) {
-    std::cout << metrics_line(metrics) << std::endl;
-    if (csv) {
-      csv->row(metrics_fields(metrics));
-    }
-  });
-  if (!finished) {
-    std::cout << "Interrupted.\n";
-    return examples::kInterrupted;
+  const bool finished = examples::run_and_report(
+      trainer, EpochReport(), options, run_description(options, *model, device));
+  if (finished) {
+    const auto percent = [&](te_int8::Mode mode) {
+      return examples::fixed(accuracy(*model, test, options.train.bf16, mode), 2);
+    };
+    std::cout << "\nTest accuracy: " << percent(te_int8::Mode::Off) << " % in full precision, "
+              << percent(te_int8::Mode::Inference) << " % in INT8\n";
   }
-  const auto percent = [&](te_int8::Mode mode) {
-    return examples::fixed(accuracy(*model, test, options.train.bf16, mode), 2);
-  };
-  std::cout << "\nTest accuracy: " << percent(te_int8::Mode::Off) << " % in full precision, "
-            << percent(te_int8::Mode::Inference) << " % in INT8\n";
-  return EXIT_SUCCESS;
+  return examples::exit_code(finished, "Interrupted.");
 }
 
 int run(int argc, char** argv) {
@@ -72,11 +58,8 @@ int run(int argc, char** argv) {
   if (!options.compare) {
     return train(options, train_data, test, device);
   }
-  if (!compare(options, train_data, test, device)) {
-    std::cout << "Interrupted: there is no comparison.\n";
-    return examples::kInterrupted;
-  }
-  return EXIT_SUCCESS;
+  return examples::exit_code(
+      compare(options, train_data, test, device), "Interrupted: there is no comparison.");
 }
 
 }  // namespace

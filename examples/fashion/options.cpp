@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "../common/command_line.h"
+#include "../common/recipes.h"
 
 #ifndef TE_INT8_DEFAULT_FASHION
 #define TE_INT8_DEFAULT_FASHION "fashion-mnist"
@@ -44,19 +45,16 @@ void fill_in(Options& options, const Given& given) {
   train.epochs = given.epochs.value_or(start.epochs);
   train.batch = given.batch.value_or(start.batch);
   train.learning_rate = given.learning_rate.value_or(start.learning_rate);
-  train.mode = options.recipe == "none" ? te_int8::Mode::Off : te_int8::Mode::QAT;
+  train.mode = examples::training_mode(options.recipe);
 }
 
 // What no single option can check.
 void check(const Options& options) {
-  if (options.train.batch > options.train_images) {
-    throw CLI::ValidationError(
-        "--batch " + std::to_string(options.train.batch) + " is more than --train-images " +
-        std::to_string(options.train_images));
-  }
-  if (options.compare && options.recipe == "none") {
-    throw CLI::ValidationError("--compare needs a recipe other than none to compare");
-  }
+  examples::require(
+      options.train.batch <= options.train_images,
+      "--batch " + std::to_string(options.train.batch) + " is more than --train-images " +
+          std::to_string(options.train_images));
+  examples::check_compare(options);
 }
 
 }  // namespace
@@ -94,7 +92,7 @@ Options parse_options(int argc, char** argv) {
       ->group(quantization);
   app.add_flag("--bf16", train.bf16, "bf16 autocast: the rest of the forward pass in bf16")
       ->group(quantization);
-  auto* compare = examples::add_compare_options(app, options.compare, options.out, quantization);
+  auto* compare = examples::add_compare_options(app, options, quantization);
 
   const std::string training = "Training (defaults: of --size)";
   app.add_option("--train-images", given.train_images, "The first of 60,000 to train on")
@@ -117,11 +115,10 @@ Options parse_options(int argc, char** argv) {
       ->group(training);
   app.add_option("--csv", options.csv, "Metrics of each epoch")->excludes(compare)->group(training);
 
-  examples::parse_or_exit(app, argc, argv, [&] {
+  options.command_line = examples::parse_or_exit(app, argc, argv, [&] {
     fill_in(options, given);
     check(options);
   });
-  options.command_line = examples::typed_command(argc, argv);
   return options;
 }
 

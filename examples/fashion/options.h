@@ -4,22 +4,16 @@
 #include <cstdint>
 #include <string>
 
+#include "../common/program_options.h"
 #include "trainer.h"
 
 namespace fashion {
 
-struct Options {
-  std::string data;  // the folder
-  std::string device = "auto";
-  std::string model = "resnet";  // or vit
-  std::string size = "small";    // or large
-  std::string recipe = "qat";    // or none
-  bool compare = false;
-  std::string out;  // the folder that --compare writes to
-  std::string csv;
+struct Options : examples::ProgramOptions {  // `data` is the folder, `recipe` qat or none
+  std::string model = "resnet";              // or vit
+  std::string size = "small";                // or large
   int64_t train_images = 0;
-  TrainOptions train;        // its mode is what `recipe` names
-  std::string command_line;  // as it was typed, for reports
+  TrainOptions train;  // its mode is what `recipe` names
 };
 
 // Parses and checks. Answers --help, and a mistake with its explanation, by ending the program.

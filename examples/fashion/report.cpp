@@ -12,26 +12,28 @@ namespace fashion {
 using examples::fixed;
 using examples::grouped;
 
-std::string metrics_heading() {
+std::string EpochReport::heading() const {
   return "   epoch  train loss  test accuracy        lr  images/s  time left";
 }
 
-std::string metrics_line(const Metrics& metrics) {
+std::string EpochReport::line(const Metrics& metrics) const {
   std::ostringstream out;
   out << std::setw(8) << metrics.epoch << std::setw(12) << fixed(metrics.train_loss, 4)
       << std::setw(13) << fixed(metrics.test_accuracy, 2) << " %" << std::setw(10)
       << fixed(metrics.learning_rate, 6) << std::setw(10)
-      << grouped(static_cast<int64_t>(metrics.images_per_second)) << std::setw(11)
+      << grouped(static_cast<int64_t>(metrics.items_per_second)) << std::setw(11)
       << examples::clock_time(metrics.seconds_left);
   return out.str();
 }
 
-std::string metrics_header() { return "epoch,train_loss,test_accuracy,lr,images_per_second"; }
+std::string EpochReport::csv_header() const {
+  return "epoch,train_loss,test_accuracy,lr,images_per_second";
+}
 
-std::vector<std::string> metrics_fields(const Metrics& metrics) {
+std::vector<std::string> EpochReport::csv_fields(const Metrics& metrics) const {
   return {
       std::to_string(metrics.epoch), fixed(metrics.train_loss, 6), fixed(metrics.test_accuracy, 4),
-      fixed(metrics.learning_rate, 8), fixed(metrics.images_per_second, 0)};
+      fixed(metrics.learning_rate, 8), fixed(metrics.items_per_second, 0)};
 }
 
 std::string run_description(const Options& options, const Classifier& model, torch::Device device) {

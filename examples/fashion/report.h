@@ -11,13 +11,13 @@
 
 namespace fashion {
 
-// One line per epoch, with a heading.
-std::string metrics_heading();
-std::string metrics_line(const Metrics& metrics);
-
-// The same as CSV.
-std::string metrics_header();
-std::vector<std::string> metrics_fields(const Metrics& metrics);
+// An epoch is a line for people and a row of a CSV.
+struct EpochReport {
+  std::string heading() const;
+  std::string line(const Metrics& metrics) const;
+  std::string csv_header() const;
+  std::vector<std::string> csv_fields(const Metrics& metrics) const;
+};
 
 // Model, data and device, in a sentence or two.
 std::string run_description(const Options& options, const Classifier& model, torch::Device device);

@@ -7,9 +7,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "../common/schedule.h"
+#include "../common/training_loop.h"
 #include "classifier.h"
 #include "data.h"
 
@@ -27,13 +28,9 @@ struct TrainOptions {
 };
 
 // What is known after an epoch.
-struct Metrics {
+struct Metrics : examples::TrainingMetrics {
   int64_t epoch = 0;
-  double train_loss = 0;     // its mean
   double test_accuracy = 0;  // in percent, in the precision that is trained in
-  double learning_rate = 0;  // of the last step
-  double images_per_second = 0;
-  double seconds_left = 0;
 };
 
 // Percent of the images whose class is right, in eval mode (BatchNorm by its running statistics)
@@ -55,16 +52,16 @@ class Trainer {
   bool run(const std::function<void(const Metrics&)>& on_metrics);
 
  private:
-  torch::Tensor train_step(const Batch& batch);  // the loss
+  examples::StepResult train_step();
 
   std::shared_ptr<Classifier> model_;
   const Dataset& train_;
   const std::vector<Batch>& test_;
   TrainOptions options_;
   int64_t steps_per_epoch_;
-  examples::WarmupCosine schedule_;
+  examples::TrainingLoop loop_;
   torch::optim::AdamW optimizer_;
-  int64_t step_ = 0;
+  std::optional<AugmentedEpoch> epoch_;  // the one that is trained on
 };
 
 }  // namespace fashion

@@ -10,6 +10,8 @@
 
 #include "../common/csv.h"
 #include "../common/program.h"
+#include "../common/recipes.h"
+#include "../common/reproducible.h"
 #include "compare.h"
 #include "options.h"
 #include "report.h"
@@ -34,9 +36,7 @@ std::string load_text(const Options& options) {
 
 int train(
     const Options& options, const TextData& data, const std::string& text, torch::Device device) {
-  torch::manual_seed(options.train.seed);
-  Gpt model(options.model);
-  model->to(device);
+  auto model = examples::seeded_model<Gpt>(options.model, options.train.seed, device);
   if (!options.init.empty()) {
     examples::load_model(options.init, *model, device);
     std::cout << "Begins with the model of " << options.init << '\n';
@@ -51,20 +51,22 @@ int train(
     trainer.save(
         options.checkpoint, settings);  // what cannot be written should fail now, not later
   }
+  const auto& report = training_report();
   std::optional<examples::CsvWriter> csv;
   if (!options.csv.empty()) {
+    const std::string header = report.csv_header();
     csv.emplace(
-        options.resume ? examples::CsvWriter::resume(options.csv, metrics_header(), trainer.step())
-                       : examples::CsvWriter(options.csv, metrics_header()));
+        options.resume ? examples::CsvWriter::resume(options.csv, header, trainer.step())
+                       : examples::CsvWriter(options.csv, header));
   }
 
   std::cout << run_description(options, data, *model, device) << "\nRecipe: " << options.recipe
             << "\n\n"
-            << metrics_heading() << std::endl;
+            << report.heading() << std::endl;
   const bool finished = trainer.run([&](const Metrics& metrics) {
-    std::cout << metrics_line(metrics) << std::endl;
+    std::cout << report.line(metrics) << std::endl;
     if (csv) {
-      csv->row(metrics_fields(metrics));
+      csv->row(report.csv_fields(metrics));
     }
     if (!options.checkpoint.empty()) {
       trainer.save(options.checkpoint, settings);
@@ -80,9 +82,9 @@ int train(
     return examples::kInterrupted;
   }
   if (options.sample.bytes > 0) {
-    const bool quantized = options.train.mode != te_int8::Mode::Off;
-    const auto mode = quantized ? te_int8::Mode::Inference : te_int8::Mode::Off;
-    std::cout << "\nA sample, written in " << (quantized ? "INT8" : "full precision") << ":\n"
+    const auto mode = examples::evaluation_mode(options.train.mode);
+    std::cout << "\nA sample, written in "
+              << (mode == te_int8::Mode::Inference ? "INT8" : "full precision") << ":\n"
               << printable(sample(model, device, options.sample, mode, options.train.recipe))
               << '\n';
   }
@@ -97,11 +99,8 @@ int run(int argc, char** argv) {
   if (!options.compare) {
     return train(options, data, text, device);
   }
-  if (!compare(options, data, device)) {
-    std::cout << "Interrupted: there is no comparison.\n";
-    return examples::kInterrupted;
-  }
-  return EXIT_SUCCESS;
+  return examples::exit_code(
+      compare(options, data, device), "Interrupted: there is no comparison.");
 }
 
 }  // namespace

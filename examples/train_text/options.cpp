@@ -1,13 +1,11 @@
 #include "options.h"
 
-#include <CLI/CLI.hpp>
-#include <algorithm>
 #include <filesystem>
 #include <iomanip>
 #include <optional>
 #include <sstream>
 
-#include "../common/command_line.h"
+#include "../common/training_command_line.h"
 
 #ifndef TE_INT8_DEFAULT_TEXT
 #define TE_INT8_DEFAULT_TEXT "kjv.txt"
@@ -17,15 +15,14 @@ namespace train_text {
 
 using examples::not_negative;
 using examples::positive;
+using examples::require;
 
 namespace {
 
 // What a --size stands for. Each value can be overridden by its own option.
 struct Preset {
   GptConfig model;
-  int64_t batch;
-  int64_t steps;
-  double learning_rate;
+  examples::TrainingPreset training;
   int64_t eval_windows;
 };
 
@@ -34,22 +31,21 @@ Preset preset(const std::string& size) {
       "large") {  // 11 million parameters, 21 million tokens, five times the text: for a GPU
     return {
         {.layers = 6, .width = 384, .heads = 6, .context = 256, .dropout = 0.1},
-        64,
-        1300,
-        6e-4,
+        {.batch = 64, .steps = 1300, .learning_rate = 6e-4},
         1024};
   }
   // 0.9 million parameters, 2 million tokens: some minutes on two CPU cores
   return {
-      {.layers = 4, .width = 128, .heads = 4, .context = 128, .dropout = 0}, 8, 2000, 2e-3, 256};
+      {.layers = 4, .width = 128, .heads = 4, .context = 128, .dropout = 0},
+      {.batch = 8, .steps = 2000, .learning_rate = 2e-3},
+      256};
 }
 
 // What the command line left open is filled in from the preset and from other options.
-struct Given {
+struct Given : examples::GivenTraining {
   std::string size = "small";
-  std::optional<int64_t> layers, width, heads, context, batch, steps, warmup, eval_every,
-      eval_windows;
-  std::optional<double> learning_rate, dropout;
+  std::optional<int64_t> layers, width, heads, context, eval_windows;
+  std::optional<double> dropout;
 };
 
 void fill_in(Options& options, const Given& given) {
@@ -60,47 +56,19 @@ void fill_in(Options& options, const Given& given) {
   model.heads = given.heads.value_or(start.model.heads);
   model.context = given.context.value_or(start.model.context);
   model.dropout = given.dropout.value_or(start.model.dropout);
-  TrainOptions& train = options.train;
-  train.batch = given.batch.value_or(start.batch);
-  train.steps = given.steps.value_or(start.steps);
-  train.eval_windows = given.eval_windows.value_or(start.eval_windows);
-  train.eval_every = given.eval_every.value_or(std::max<int64_t>(1, train.steps / 10));
-  train.schedule.peak = given.learning_rate.value_or(start.learning_rate);
-  train.schedule.warmup_steps = given.warmup.value_or(train.steps / 20);
-  train.schedule.total_steps = train.steps;
-  options.sample.seed = train.seed;
-  options.sample.bf16 = train.bf16;
-
-  // The gradient of logits has one large value in a row and many small ones, which INT8 would lose: the head's backward is
-  // exact.
-  if (options.recipe == "switchback") {
-    train.recipe = te_int8::Recipe::switchback().rule("head", te_int8::Recipe::qat());
-  } else if (options.recipe == "int8") {
-    train.recipe = te_int8::Recipe::int8_training().rule("head", te_int8::Recipe::qat());
-  } else {
-    train.recipe = te_int8::Recipe::qat();
-  }
-  train.recipe.exclude(options.exclude);
-  train.mode = options.recipe == "none" ? te_int8::Mode::Off : te_int8::Mode::QAT;
+  examples::fill_in(options.train, given, start.training, options);
+  options.train.eval_windows = given.eval_windows.value_or(start.eval_windows);
+  options.sample.seed = options.train.seed;
+  options.sample.bf16 = options.train.bf16;
 }
 
 // What no single option can check.
 void check(const Options& options) {
-  const auto require = [](bool condition, const std::string& message) {
-    if (!condition) {
-      throw CLI::ValidationError(message);
-    }
-  };
-  const bool quantized = options.recipe != "none";
+  examples::check(options, options.train);
   require(
       options.model.width % options.model.heads == 0,
       "--width " + std::to_string(options.model.width) + " is not a multiple of --heads " +
           std::to_string(options.model.heads));
-  require(
-      options.train.schedule.warmup_steps < options.train.steps,
-      "--warmup has to be shorter than --steps");
-  require(quantized || options.exclude.empty(), "--exclude has no meaning with --recipe none");
-  require(quantized || !options.compare, "--compare needs a recipe other than none to compare");
   require(!options.sample.prompt.empty(), "--prompt must not be empty");
   if (options.resume) {
     require(
@@ -134,19 +102,10 @@ Options parse_options(int argc, char** argv) {
   app.add_option("--seed", train.seed, "Of the weights, batches and sample")->capture_default_str();
 
   const std::string quantization = "Quantization";
-  app.add_option(
-         "--recipe", options.recipe,
-         "none: full precision; qat: INT8 forward; switchback: and INT8 input gradients; "
-         "int8: all three matmuls. The head's backward is exact")
-      ->check(CLI::IsMember({"none", "qat", "switchback", "int8"}))
-      ->capture_default_str()
-      ->group(quantization);
-  app.add_option("--exclude", options.exclude, "Layers to keep in full precision, e.g. head")
-      ->group(quantization);
+  examples::add_recipe_options(app, options, quantization);
   app.add_flag("--bf16", train.bf16, "bf16 autocast: the rest of the forward pass in bf16")
       ->group(quantization);
-  auto* compare =
-      examples::add_compare_options(app, options.compare, options.out, quantization);
+  auto* compare = examples::add_compare_options(app, options, quantization);
 
   const std::string model = "Model (defaults: of --size)";
   app.add_option("--size", given.size, "small: 0.9 million parameters; large: 11 million")
@@ -164,25 +123,7 @@ Options parse_options(int argc, char** argv) {
       ->group(model);
 
   const std::string training = "Training (defaults: of --size)";
-  app.add_option("--steps", given.steps)->check(positive())->group(training);
-  app.add_option("--batch", given.batch, "Windows per step")->check(positive())->group(training);
-  app.add_option("--lr", given.learning_rate, "The highest learning rate")
-      ->check(positive())
-      ->group(training);
-  app.add_option("--warmup", given.warmup, "Steps; by default a twentieth of all")
-      ->check(not_negative())
-      ->group(training);
-  app.add_option("--weight-decay", train.weight_decay)
-      ->check(not_negative())
-      ->capture_default_str()
-      ->group(training);
-  app.add_option("--clip", train.clip, "The gradients' largest norm")
-      ->check(positive())
-      ->capture_default_str()
-      ->group(training);
-  app.add_option("--eval-every", given.eval_every, "Steps; by default a tenth of all")
-      ->check(positive())
-      ->group(training);
+  examples::add_training_options(app, train, given, "Windows", training);
   app.add_option("--eval-windows", given.eval_windows, "Windows of the validation text")
       ->check(positive())
       ->group(training);
@@ -195,11 +136,11 @@ Options parse_options(int argc, char** argv) {
       ->check(CLI::ExistingFile)
       ->excludes(compare)
       ->group(files);
-  auto* diagnose = app.add_option(
-                          "--diagnose", train.diagnose,
-                          "A CSV file of what quantization does to each layer")
-                       ->excludes(compare)
-                       ->group(quantization);
+  auto* diagnose =
+      app.add_option(
+             "--diagnose", train.diagnose, "A CSV file of what quantization does to each layer")
+          ->excludes(compare)
+          ->group(quantization);
   app.add_option("--diagnose-every", train.diagnose_every, "Steps between two that it looks at")
       ->check(positive())
       ->needs(diagnose)
@@ -222,11 +163,10 @@ Options parse_options(int argc, char** argv) {
       ->capture_default_str()
       ->group(files);
 
-  examples::parse_or_exit(app, argc, argv, [&] {
+  options.command_line = examples::parse_or_exit(app, argc, argv, [&] {
     fill_in(options, given);
     check(options);
   });
-  options.command_line = examples::typed_command(argc, argv);
   return options;
 }
 

@@ -4,8 +4,8 @@
 #include <torch/torch.h>
 
 #include <string>
-#include <vector>
 
+#include "../common/training_report.h"
 #include "gpt.h"
 #include "options.h"
 #include "text_data.h"
@@ -13,13 +13,8 @@
 
 namespace train_text {
 
-// One line per evaluation, with a heading.
-std::string metrics_heading();
-std::string metrics_line(const Metrics& metrics);
-
-// The same as CSV. Losses have all their digits: resumed runs are compared by them.
-std::string metrics_header();
-std::vector<std::string> metrics_fields(const Metrics& metrics);
+// The lines and rows of evaluations.
+const examples::TrainingReport<Metrics>& training_report();
 
 // Model, data and device, in a sentence or two.
 std::string run_description(

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "../common/read_file.h"
+#include "../common/text.h"
 
 namespace train_text {
 
@@ -76,12 +77,8 @@ std::string read_text(const std::string& path) {
 }
 
 std::string fingerprint(const std::string& text) {
-  uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (const char character : text) {
-    hash = (hash ^ static_cast<unsigned char>(character)) * 1099511628211u;
-  }
   std::ostringstream out;
-  out << std::hex << hash;
+  out << std::hex << examples::hash_of(text);
   return out.str();
 }
 

@@ -3,6 +3,7 @@
 
 CATCH2_SUITE=bookworm-backports
 WORDNET=/usr/share/wordnet
+CMUDICT=/usr/share/pocketsphinx/model/en-us/cmudict-en-us.dict
 # Fashion-MNIST's files and how many bytes each unpacks to.
 FASHION=/usr/share/datasets/fashion-mnist
 FASHION_FILES="train-images-idx3-ubyte 47040016
@@ -43,11 +44,12 @@ missing_packages() {
   [[ -s $DEPS/data/kjv.txt ]] || command -v bible >/dev/null || echo bible-kjv
   [[ -s $DEPS/data/glosses.txt || -s $WORDNET/data.noun ]] || echo wordnet-base
   [[ -d $DEPS/data/fashion-mnist || -s $FASHION/train-images-idx3-ubyte.gz ]] || echo dataset-fashion-mnist
+  [[ -s $DEPS/data/cmudict.dict || -s $CMUDICT ]] || echo pocketsphinx-en-us
   [[ $(distribution) == "debian 12" ]] || has_catch2 || echo catch2
 }
 
 install_packages() {
-  step "system packages: compiler, CMake, Ninja, Python, CLI11, JSON, utf8proc, Google Benchmark, bible-kjv, WordNet, Fashion-MNIST"
+  step "system packages: compiler, CMake, Ninja, Python, CLI11, JSON, utf8proc, Google Benchmark, bible-kjv, WordNet, Fashion-MNIST, CMU dictionary"
   local missing command
   mapfile -t missing < <(missing_packages)
   ((${#missing[@]})) || return 0
@@ -130,6 +132,18 @@ set_up_fashion() {
     ((bytes == expected)) || fail "expected $expected bytes of $file, got $bytes"
   done <<<"$FASHION_FILES"
   mv "$part" "$folder"
+}
+
+set_up_dictionary() {
+  step "the dictionary for pronounce: .deps/data/cmudict.dict, the CMU Pronouncing Dictionary" \
+    "remove .deps/data/cmudict.dict and see whether the package pocketsphinx-en-us has $CMUDICT"
+  local file=$DEPS/data/cmudict.dict entries
+  [[ -s $file ]] && return 0
+  mkdir -p "$DEPS/data"
+  cp "$CMUDICT" "$file.part"
+  entries=$(grep -cE "^[a-z'].* [A-Z]+" "$file.part")
+  ((entries > 130000)) || fail "expected some 134,700 entries, got $entries"
+  mv "$file.part" "$file"
 }
 
 set_up_minilm() {

@@ -25,9 +25,9 @@ base = {{"resnet": 94, "vit": 91}}[options["--model"]]
 rows = [("full precision", "full precision", base + seed), ("full precision", "INT8", base), ("QAT", "full precision", base), ("QAT", "INT8", base + seed)]
 (out / "compare.csv").write_text("trained,evaluated,test_accuracy\\n" + "".join(",".join(map(str, row)) + "\\n" for row in rows))
 """
-TRAIN_TEXT = PROGRAM + """
+RECIPES = PROGRAM + """
 loss = {{"none": 1.0, "qat": 1.5}}[options["--recipe"]] + 0.25 * int(options["--seed"])
-pathlib.Path(options["--csv"]).write_text(f"tokens,val_loss,tokens_per_second,peak_mb\\n10,{{2 * loss}},100,5\\n20,{{loss}},300,7\\n")
+pathlib.Path(options["--csv"]).write_text(f"tokens,val_loss,wer,tokens_per_second,peak_mb\\n10,{{2 * loss}},9,100,5\\n20,{{loss}},{{8 * loss}},300,7\\n")
 """
 
 
@@ -80,13 +80,27 @@ class Seeds(unittest.TestCase):
         self.assertEqual((self.out / "vit_1.log").read_text(), "no such thing\n")
         self.assertEqual(self.runs(), 2)
 
-    def test_train_text(self):
-        done = self.start("train_text_seeds.py", TRAIN_TEXT, "--recipes", "none", "qat", "--seeds", "1", "3")
+    def test_recipes(self):
+        done = self.start("recipe_seeds.py", RECIPES, "--recipes", "none", "qat", "--seeds", "1", "3")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout.splitlines()[2:], [
             "| full precision | 1.5000 | 0.3536 | +0.0000 | 200 | 7 |",
             "| QAT | 2.0000 | 0.3536 | +0.5000 | 200 | 7 |",
         ])
+
+    def test_several_metrics_and_jobs(self):
+        done = self.start("recipe_seeds.py", RECIPES, "--recipes", "none", "qat", "--seeds", "1", "3", "--metrics", "wer", "val_loss", "--jobs", "2")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.splitlines()[2:], [
+            "| full precision | 12.00 | 2.83 | +0.00 | 1.5000 | 0.3536 | +0.0000 |  | 7 |",
+            "| QAT | 16.00 | 2.83 | +4.00 | 2.0000 | 0.3536 | +0.5000 |  | 7 |",
+        ])
+        self.assertEqual((self.out / "table.csv").read_text().splitlines()[:3], [
+            "recipe,seed,wer,val_loss,tokens_per_second,peak_mb", "none,1,10.0,1.25,200.0,7.0", "none,3,14.0,1.75,200.0,7.0"])
+
+    def test_without_full_precision_there_is_no_difference(self):
+        done = self.start("recipe_seeds.py", RECIPES, "--recipes", "qat", "--seeds", "1")
+        self.assertIn("| QAT | 1.7500 | 0.0000 |  | 200 | 7 |", done.stdout)
 
     def test_plots(self):
         try:
@@ -94,7 +108,7 @@ class Seeds(unittest.TestCase):
         except ImportError:
             self.skipTest("matplotlib is not installed")
         for script, program, more, name in (("fashion_seeds.py", FASHION, [], "accuracies.png"),
-                                            ("train_text_seeds.py", TRAIN_TEXT, ["--recipes", "none", "qat"], "curves.png")):
+                                            ("recipe_seeds.py", RECIPES, ["--recipes", "none", "qat"], "curves.png")):
             self.assertEqual(self.start(script, program, *more, "--seeds", "1", "2").returncode, 0)
             self.assertEqual((self.out / name).read_bytes()[1:4], b"PNG")
 
