@@ -238,7 +238,7 @@ TEST_CASE("what a recipe cannot do with a convolution is in the report", "[guard
     const AutocastGuard guard(model, Mode::QAT, Recipe::int8_training());
     model->forward(x).sum().backward();
     CHECK(line_of(guard.report(), "0").action == "quantized");
-    CHECK(line_of(guard.report(), "0").reason == "gradients of convolutions are in full precision");
+    CHECK(line_of(guard.report(), "0").reason.find("gradients of convolutions are in full precision") == 0);
     CHECK(line_of(guard.report(), "1").reason == "transposed convolutions stay in full precision");
   }
   const AutocastGuard guard(model, Mode::QAT, Recipe::int8_training().output(Precision::Full));

@@ -130,9 +130,9 @@ inline std::string comparison_csv(
   }
   const auto row = [&](const std::string& trained, const std::string& evaluated,
                        const std::vector<double>& values) {
-    csv += "\n" + trained + "," + evaluated;
+    csv.append("\n").append(trained).append(",").append(evaluated);
     for (size_t i = 0; i < measures.size(); ++i) {
-      csv += "," + fixed(values[i], measures[i].digits + 2);
+      csv.append(",").append(fixed(values[i], measures[i].digits + 2));
     }
   };
   row("full precision", "full precision", result.full_full);

@@ -49,7 +49,10 @@ std::optional<int64_t> phoneme_named(std::string name) {
 std::string written(const Pronunciation& pronunciation) {
   std::string text;
   for (const int64_t phoneme : pronunciation) {
-    text += (text.empty() ? "" : " ") + std::string(kPhonemeNames.at(static_cast<size_t>(phoneme)));
+    if (!text.empty()) {
+      text += ' ';
+    }
+    text += kPhonemeNames.at(static_cast<size_t>(phoneme));
   }
   return text;
 }
