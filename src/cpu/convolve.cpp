@@ -44,18 +44,32 @@ struct Windows {
   int64_t per_sample() const { return positions[0] * positions[1] * positions[2]; }
   int64_t count() const { return samples * per_sample(); }
   int64_t depth() const { return window[0] * window[1] * window[2] * group_channels; }
+  /// A window's place in the results.
+  struct Place {
+    int64_t sample, slice, row, column;
+  };
+  Place place_of(int64_t index) const {
+    const int64_t row = index / positions[2], slice = row / positions[1];
+    return {slice / positions[0], slice % positions[0], row % positions[1], index % positions[2]};
+  }
+  void advance(Place& place) const {
+    if (++place.column < positions[2]) return;
+    place.column = 0;
+    if (++place.row < positions[1]) return;
+    place.row = 0;
+    if (++place.slice < positions[0]) return;
+    place.slice = 0;
+    ++place.sample;
+  }
   /// f(whether it is inside, its first pixel, where the window begins in it) for each line of the input that a window reads.
   template <typename F>
-  void for_each_line(int64_t place, const F& f) const {
-    const int64_t sample = place / per_sample(), position = place % per_sample();
-    const int64_t column = position % positions[2], row = position / positions[2] % positions[1],
-                  slice = position / positions[2] / positions[1];
+  void for_each_line(const Place& place, const F& f) const {
     for (int64_t i = 0; i < window[0]; ++i) {
-      const int64_t z = slice * stride[0] - padding[0] + i * dilation[0];
+      const int64_t z = place.slice * stride[0] - padding[0] + i * dilation[0];
       for (int64_t j = 0; j < window[1]; ++j) {
-        const int64_t y = row * stride[1] - padding[1] + j * dilation[1];
+        const int64_t y = place.row * stride[1] - padding[1] + j * dilation[1];
         const bool inside = z >= 0 && z < size[0] && y >= 0 && y < size[1];
-        f(inside, ((sample * size[0] + z) * size[1] + y) * size[2], column * stride[2] - padding[2]);
+        f(inside, ((place.sample * size[0] + z) * size[1] + y) * size[2], place.column * stride[2] - padding[2]);
       }
     }
   }
@@ -77,9 +91,10 @@ class Block {
   void load(int64_t first, int64_t rows, int64_t group) {
     codes_.resize(static_cast<std::size_t>(rows * ld_));
     sums_.resize(static_cast<std::size_t>(rows));
-    for (int64_t row = 0; row < rows; ++row) {
+    auto place = w_.place_of(first);
+    for (int64_t row = 0; row < rows; ++row, w_.advance(place)) {
       auto* to = codes_.data() + row * ld_;
-      std::fill(copy_window(first + row, group, to), to + padded_, int8_t{0});
+      std::fill(copy_window(place, group, to), to + padded_, int8_t{0});
       sums_[static_cast<std::size_t>(row)] = kernels().row_sum(to, padded_);
     }
   }
@@ -88,7 +103,7 @@ class Block {
   }
 
  private:
-  int8_t* copy_window(int64_t place, int64_t group, int8_t* to) const {
+  int8_t* copy_window(const Windows::Place& place, int64_t group, int8_t* to) const {
     w_.for_each_line(place, [&](bool inside, int64_t line, int64_t begin) { to = copy_line(inside, line, begin, group, to); });
     return to;
   }
@@ -129,7 +144,8 @@ class DepthwiseBlock {
 
   void load(int64_t first, int64_t rows, int64_t /*group*/) {
     pixels_.clear();
-    for (int64_t place = first; place < first + rows; ++place) add_pixels_of(place);
+    auto place = w_.place_of(first);
+    for (int64_t row = 0; row < rows; ++row, w_.advance(place)) add_pixels_of(place);
   }
   void multiply(int64_t rows, const uint8_t* panel, int64_t first, int64_t columns, const cpu::Epilogue& epilogue) const {
     kernels().multiply_by_channel(
@@ -137,7 +153,7 @@ class DepthwiseBlock {
   }
 
  private:
-  void add_pixels_of(int64_t place) {
+  void add_pixels_of(const Windows::Place& place) {
     w_.for_each_line(place, [&](bool inside, int64_t line, int64_t begin) {
       for (int64_t i = 0; i < w_.window[2]; ++i) {
         const int64_t x = begin + i * w_.dilation[2];

@@ -121,14 +121,19 @@ void pack(const int8_t* codes, int64_t ld, int64_t columns, int64_t k, uint8_t* 
 
 int32_t row_sum(const int8_t* codes, int64_t depth) {
 #if defined(__AVX512VNNI__)
-  auto sums = _mm512_setzero_si512();
   const auto ones = _mm512_set1_epi8(1);
+  const auto add = [&](__m512i& sums, const int8_t* from) { sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(from)); };
+  auto sums = _mm512_setzero_si512(), second = sums, third = sums;  // each waits for itself alone
   int64_t i = 0;
-  for (; i + 64 <= depth; i += 64) {
-    sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(codes + i));
+  for (; i + 192 <= depth; i += 192) {
+    add(sums, codes + i);
+    add(second, codes + i + 64);
+    add(third, codes + i + 128);
   }
+  for (; i + 64 <= depth; i += 64) add(second, codes + i);
   const auto rest = _cvtu64_mask64((uint64_t{1} << (depth - i)) - 1);
-  sums = _mm512_dpbusd_epi32(sums, ones, _mm512_maskz_loadu_epi8(rest, codes + i));
+  third = _mm512_dpbusd_epi32(third, ones, _mm512_maskz_loadu_epi8(rest, codes + i));
+  sums = _mm512_add_epi32(sums, _mm512_add_epi32(second, third));
   return _mm512_reduce_add_epi32(sums);
 #else
   int32_t sum = 0;
