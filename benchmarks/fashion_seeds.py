@@ -57,7 +57,7 @@ def plot(runs, pyplot):
         panel.set(title=TITLES[model], ylabel="test accuracy, %", xlim=(-0.5, len(trained) - 0.5))
         panel.set_xticks(range(len(trained)), [f"trained: {name}" for name in trained])
         panel.grid(axis="y", alpha=0.3)
-        panel.legend()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
