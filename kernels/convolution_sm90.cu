@@ -17,7 +17,7 @@ namespace conv = cutlass::conv;
 using Geometry = conv::ConvProblemShape<conv::Operator::kFprop, 2>;
 
 /// a's scales: one a sample, which many rows share.
-class ScaleOfSample : public ByRow<RowScales> {
+class ScaleOfSample : public ByRow<RowScales>, private NodeWithoutWorkspace {
   using Base = ByRow<RowScales>;
 
  public:
@@ -34,15 +34,7 @@ class ScaleOfSample : public ByRow<RowScales> {
   static constexpr Params to_underlying_arguments(const Problem& problem, const Arguments& arguments, void* workspace) {
     return {Base::to_underlying_arguments(problem, arguments.of_samples, workspace), arguments.rows_of_sample};
   }
-  template <typename Problem>
-  static bool can_implement(const Problem&, const Arguments&) { return true; }
-  template <typename Problem>
-  static std::size_t get_workspace_size(const Problem&, const Arguments&) { return 0; }
-  template <typename Problem>
-  static cutlass::Status initialize_workspace(
-      const Problem&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
-  }
+  using NodeWithoutWorkspace::can_implement, NodeWithoutWorkspace::get_workspace_size, NodeWithoutWorkspace::initialize_workspace;
 
   CUTLASS_HOST_DEVICE ScaleOfSample() {}
   CUTLASS_HOST_DEVICE ScaleOfSample(const Params& params, const typename Base::SharedStorage& storage)

@@ -53,9 +53,22 @@ using ColumnScales = Stride<_0, bool, _0>;
 using RowScales = Stride<bool, _0, _0>;
 #endif
 
+/// What CUTLASS asks the host about a node of the epilogue that takes any problem and no memory.
+struct NodeWithoutWorkspace {
+  template <typename Problem, typename Arguments>
+  static bool can_implement(const Problem&, const Arguments&) { return true; }
+  template <typename Problem, typename Arguments>
+  static std::size_t get_workspace_size(const Problem&, const Arguments&) { return 0; }
+  template <typename Problem, typename Arguments>
+  static cutlass::Status initialize_workspace(
+      const Problem&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
+    return cutlass::Status::kSuccess;
+  }
+};
+
 /// A bias of any type, one value a column. CUTLASS's broadcasts bring values of one type; this one converts them on
 /// the way.
-class Bias : public ByColumn<OneColumn> {
+class Bias : public ByColumn<OneColumn>, private NodeWithoutWorkspace {
   using Base = ByColumn<OneColumn>;
 
  public:
@@ -73,15 +86,7 @@ class Bias : public ByColumn<OneColumn> {
     // Elements of the base are addressed, not read.
     return {{static_cast<const float*>(arguments.values), kNoBias, {}}, arguments.type};
   }
-  template <typename Problem>
-  static bool can_implement(const Problem&, const Arguments&) { return true; }
-  template <typename Problem>
-  static std::size_t get_workspace_size(const Problem&, const Arguments&) { return 0; }
-  template <typename Problem>
-  static cutlass::Status initialize_workspace(
-      const Problem&, const Arguments&, void*, cudaStream_t, cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
-  }
+  using NodeWithoutWorkspace::can_implement, NodeWithoutWorkspace::get_workspace_size, NodeWithoutWorkspace::initialize_workspace;
 
   CUTLASS_HOST_DEVICE Bias() {}
   CUTLASS_HOST_DEVICE Bias(const Params& params, const typename Base::SharedStorage& storage)
