@@ -1,6 +1,7 @@
 // Convolutions 3x3 of ResNet-50's stages: quantized in a scope, dynamic quantization and bias included, beside LibTorch's
 // fp32 and bf16 in the same run. On the CPU 8 samples, one input (threads: OMP_NUM_THREADS); on a GPU 64, inputs in turn
-// that together are larger than its cache. Arguments: side of the image, channels, whether they are last in memory, and whether each is convolved by itself (depthwise).
+// that together are larger than its cache. Arguments: side of the image, channels, whether they are last in memory, and whether
+// each is convolved by itself (depthwise).
 #include <vector>
 
 #include <benchmark/benchmark.h>

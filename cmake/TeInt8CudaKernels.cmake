@@ -1,7 +1,7 @@
 # Compiles kernels/, which the library and the kernels' own tests are linked with, into the object libraries that
 # te_int8_kernel_libraries lists. Those that CUTLASS makes by instances, as each takes half a minute:
-# kernels/gemm_sm90.cu, gemm_sm80.cu and convolution_sm90.cu once per tile and output type. Without CUTLASS, or without an architecture
-# that they are for, the back end "cutlass" is left out.
+# kernels/gemm_sm90.cu, gemm_sm80.cu and convolution_sm90.cu once per tile and output type. Without CUTLASS, or without
+# an architecture that they are for, the back end "cutlass" is left out.
 set(TE_INT8_CUTLASS "" CACHE PATH
   "CUTLASS 4: the folder that holds include/cutlass; by default what the set-up has fetched")
 set(TE_INT8_TILES ALL CACHE STRING "Tiles of the CUTLASS kernels: ALL, or ONE of each for a quick build")

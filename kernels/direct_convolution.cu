@@ -171,7 +171,7 @@ cudaError_t convolve_directly(
     Type type, void* out, cudaStream_t stream) {
   const int64_t rows = g.rows();
   if (rows == 0 || out_channels == 0) return cudaSuccess;
-  if (rows > INT_MAX / 2 || out_channels > INT_MAX) return cudaErrorInvalidValue;
+  if (rows > kMostDirectRows || out_channels > INT_MAX) return cudaErrorInvalidValue;
   const auto in_words = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 4 == 0; };
   constexpr int64_t kMostTaps = 48 * 1024 / 128;  // whose weights shared memory holds
   const bool depthwise = g.group_channels == 1 && out_channels == g.channels && g.channels % 4 == 0 && g.depth() <= kMostTaps;

@@ -24,8 +24,10 @@ cudaError_t copy_windows(
     const int8_t* codes, const WindowGeometry& geometry, int64_t first, int64_t count, int64_t ld, int8_t* windows,
     cudaStream_t stream);
 
-/// out [N * positions, out_channels] = epilogue(sums over the windows), whose a_scales has one a sample; all groups at once, whatever
-/// geometry.first_channel. For windows whose sums fit an int32, and up to 2^30 positions.
+inline constexpr int64_t kMostDirectRows = 1 << 30;
+
+/// out [rows, out_channels] = epilogue(sums over the windows), whose a_scales has one a sample; all groups at once, whatever
+/// geometry.first_channel. For windows whose sums fit an int32, and up to kMostDirectRows rows.
 cudaError_t convolve_directly(
     const int8_t* codes, const int8_t* weights, const WindowGeometry& geometry, int64_t out_channels, const Epilogue& epilogue,
     Type type, void* out, cudaStream_t stream);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "floats.h"
+#include "depthwise.h"
 #include "products.h"
 
 #define TE_INT8_STRING_OF(name) #name

@@ -25,7 +25,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kMostCodes = 256 << 20;  ///< of windows that are written at once; so many bytes of sums at most
 constexpr int64_t kLeastColumns = 32, kLeastDepth = 1024;  ///< of a group for which a product is worth while: one of them
-constexpr int64_t kMostRows = 1 << 30;     ///< that convolve_directly takes
 constexpr int64_t kAlign = 16;  ///< codes: what the products read at once
 
 kernels::WindowGeometry window_geometry(at::IntArrayRef a, at::IntArrayRef b, const ConvolutionGeometry& geometry) {
@@ -141,7 +140,7 @@ Tensor scaled_convolution(
     for (int64_t group = 0; group < groups; ++group) of_groups.push_back(of_group(group));
     return groups == 1 ? of_groups.front() : at::cat(of_groups, 1);
   };
-  const bool narrow = groups > 1 && channels < kLeastColumns && depth <= kLeastDepth && rows <= kMostRows && dtype != at::kInt;
+  const bool narrow = groups > 1 && channels < kLeastColumns && depth <= kLeastDepth && rows <= kernels::kMostDirectRows && dtype != at::kInt;
   const auto sizes = detail::channels_last_sizes(geometry.result_sizes(a.sizes(), b.sizes()));
   return (narrow ? directly() : product()).view(sizes).movedim(-1, 1).contiguous(a.suggest_memory_format());
 }

@@ -30,7 +30,8 @@ class ConvolutionLayer : public QuantizedLayer {
     if (left_to_reference_) {
       limits.emplace_back("windows of more than 131,071 values are computed by the reference, slower than in full precision");
     }
-    if (writes_windows_) limits.emplace_back("its windows are written to memory, as no kernel of this GPU reads them in place");
+    if (writes_windows_) limits.emplace_back(
+          "its windows are written to memory, as this build has no kernel that reads them in place (docs/design.md, Convolutions)");
     if (fold_ && fold_->count().results > 0) limits.push_back(fold_->remark());
     return c10::Join("; ", limits);
   }
