@@ -37,7 +37,7 @@ inline at::Tensor convolve_codes(
   const auto of_x = x.suggest_memory_format();
   const auto format = of_x == at::MemoryFormat::Contiguous ? weight.suggest_memory_format() : of_x;
   if (can_pack_windows(weight.sizes())) {
-    if (const auto packed = call.weight->packed(packing_of(weight.sizes(), geometry.groups)); packed.defined()) {
+    if (const auto packed = call.weight->packed(packing_of(weight.sizes(), geometry)); packed.defined()) {
       return scaled_convolution_packed(
           codes, packed, weight.sizes(), call.x->scale_list(), call.weight_scales, as_optional(bias), geometry,
           call.out_dtype, format);

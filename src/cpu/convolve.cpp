@@ -1,5 +1,5 @@
-// The back end "cpu": convolutions of codes as products of windows and panels (kernels.h). A block of windows is copied
-// from the input's codes, channels last, to rows of a matrix as it is multiplied; the matrix as a whole never exists.
+// The back end "cpu": convolutions of codes as products of windows and panels (kernels.h). Windows are read from the input's
+// codes, channels last, where they lie: a window's values come in pieces, and the weight's panels are padded to match these.
 #include <algorithm>
 #include <vector>
 
@@ -32,6 +32,9 @@ struct Panels {
   int64_t groups;    ///< that are left, the last of which may have fewer
   int64_t channels;  ///< output channels of such a group
   int64_t count;     ///< panels of such a group
+  bool by_line;      ///< a piece is a line of the window, not one value
+  int64_t pieces;    ///< of a window
+  int64_t piece;     ///< codes that count in a piece
   int64_t bytes;     ///< of a panel
 
   Panels(int64_t out_channels, int64_t depth, const detail::WindowPacking& packing)
@@ -40,7 +43,17 @@ struct Panels {
         groups((packing.groups + together - 1) / together),
         channels(out_channels / packing.groups * together),
         count(cpu::panels(channels)),
-        bytes(depthwise ? packing.taps * cpu::kPanel : cpu::panel_bytes(together * depth)) {}
+        by_line(groups == 1 && packing.line > 1),
+        pieces(packing.taps / (by_line ? packing.line : 1)),
+        piece(together * depth / pieces),
+        bytes(depthwise ? packing.taps * cpu::kPanel : cpu::panel_bytes(pieces * cpu::padded_depth(piece))) {}
+
+  /// The panels of codes [*, pieces x piece].
+  Tensor pack(const Tensor& codes) const {
+    const int64_t rows = codes.size(0), padded = cpu::padded_depth(piece);
+    if (padded == piece) return detail::pack_codes(codes);
+    return detail::pack_codes(at::constant_pad_nd(codes.reshape({rows, pieces, piece}), {0, padded - piece}).view({rows, pieces * padded}));
+  }
 
  private:
   static int64_t groups_of_panel(int64_t channels, int64_t depth, int64_t groups) {
@@ -113,7 +126,7 @@ Tensor scaled_convolution(
   }
   const auto windows = detail::codes_with_channels_last(b).view({b.size(0), -1});
   return detail::scaled_convolution_packed(
-      a, detail::pack_windows(windows, detail::packing_of(b.sizes(), groups)), b.sizes(), a_scales, b_scales, bias, geometry, dtype,
+      a, detail::pack_windows(windows, detail::packing_of(b.sizes(), geometry)), b.sizes(), a_scales, b_scales, bias, geometry, dtype,
       a.suggest_memory_format());
 }
 
@@ -145,9 +158,9 @@ bool can_pack_windows(at::IntArrayRef weight) {
 }
 
 Tensor pack_windows(const Tensor& codes, const WindowPacking& packing) {
-  if (packing.groups == 1) return pack_codes(codes);
   const int64_t out_channels = codes.size(0), depth = codes.size(1), taps = packing.taps;
   const Panels panels(out_channels, depth, packing);
+  if (packing.groups == 1) return panels.pack(codes);
   if (panels.depthwise) {
     const auto padded = at::constant_pad_nd(codes, {0, 0, 0, panels.count * cpu::kPanel - out_channels});
     return padded.view({panels.count, cpu::kPanel, taps}).transpose(1, 2).reshape({panels.count, panels.bytes}).view(at::kByte);
@@ -158,7 +171,7 @@ Tensor pack_windows(const Tensor& codes, const WindowPacking& packing) {
   const auto all = at::zeros({panels.groups, panels.together, rows, taps, panels.together, depth / taps}, codes.options());
   all.diagonal(0, 1, 4).copy_(own.movedim(1, -1));
   std::vector<Tensor> packed;
-  for (const auto& group : all.view({all_channels, panels.together * depth}).chunk(panels.groups)) packed.push_back(pack_codes(group));
+  for (const auto& group : all.view({all_channels, panels.together * depth}).chunk(panels.groups)) packed.push_back(panels.pack(group));
   return at::cat(packed);
 }
 
@@ -166,7 +179,7 @@ Tensor scaled_convolution_packed(
     const Tensor& a, const Tensor& packed, at::IntArrayRef weight, const OptionalTensor& a_scales,
     const OptionalTensor& b_scales, const OptionalTensor& bias, const ConvolutionGeometry& geometry, at::ScalarType dtype,
     at::MemoryFormat format) {
-  const Panels panels(weight[0], c10::multiply_integers(weight.slice(1)), packing_of(weight, geometry.groups));
+  const Panels panels(weight[0], c10::multiply_integers(weight.slice(1)), packing_of(weight, geometry));
   auto merged = weight.vec();
   merged[1] *= panels.together;
   const Windows windows(a.sizes(), merged, geometry);
@@ -209,10 +222,19 @@ Tensor scaled_convolution_packed(
     }
   };
   const int64_t products = panels.bytes / cpu::kPanel + 32;  // of an output, and what storing it is worth
-  in_parallel(blocks * per_block, grain(block_size * cpu::kPanel * products / 64), [&](int64_t begin, int64_t end) {
-    const auto* codes = x.const_data_ptr<int8_t>();
-    panels.depthwise ? compute(DepthwiseBlock(codes, windows), begin, end) : compute(Block(codes, windows), begin, end);
-  });
+  const auto* codes = x.const_data_ptr<int8_t>();
+  const auto for_each_task = [&](const auto& block) {
+    in_parallel(blocks * per_block, grain(block_size * cpu::kPanel * products / 64), [&](int64_t begin, int64_t end) {
+      compute(block, begin, end);
+    });
+  };
+  if (panels.depthwise) {
+    for_each_task(DepthwiseBlock(codes, windows));
+  } else {
+    const int64_t piece = cpu::padded_depth(panels.piece);
+    const cpu::PaddedCodes padded(codes, windows, piece);
+    for_each_task(Block(padded, windows, panels.by_line, piece));
+  }
   return by_channel ? result : result.movedim(-1, 1);
 }
 

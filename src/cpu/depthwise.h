@@ -37,12 +37,10 @@ void multiply_by_channel(
     const int8_t* const* pixels, int64_t taps, int64_t first, int64_t rows, const int8_t* weights, int64_t columns,
     const Epilogue& epilogue) {
   alignas(64) int32_t sums[kAtOnce][kPanel];
-  auto e = epilogue;
   for (int64_t row = 0, now; row < rows; row += now) {
     now = rows - row < kAtOnce ? rows - row : kAtOnce;
     for (int64_t r = 0; r < now; ++r) add_up_taps(pixels + (row + r) * taps, taps, first, weights, columns, sums[r]);
-    store(sums, now, columns, e);
-    advance(e, now);
+    store(sums, now, columns, after(epilogue, row));
   }
 }
 

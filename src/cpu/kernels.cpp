@@ -102,44 +102,33 @@ void quantize_by_column(const float* x, const float* inverse, int64_t count, int
 // ---- Panels -----------------------------------------------------------------------------------------
 
 void pack(const int8_t* codes, int64_t ld, int64_t columns, int64_t k, uint8_t* panel) {
-  const int64_t whole = k / 4, depth = padded_depth(k);
+  const int64_t whole = k / 4;
+  auto* offsets = panel;
+  if (columns < kPanel || k % 4 != 0 || k == 0) std::memset(panel, 0, static_cast<std::size_t>(panel_bytes(k)));
   if (k == 0) return;  // a tensor without elements may have no address
-  if (columns < kPanel || depth != k) std::memset(panel, 128, static_cast<std::size_t>(panel_bytes(k)));
   for (int64_t column = 0; column < columns; ++column) {
     const auto* from = codes + column * ld;
-    auto* to = panel + column * 4;
-    for (int64_t i = 0; i < whole; ++i) {
-      uint32_t four;
-      std::memcpy(&four, from + 4 * i, 4);
-      four ^= 0x80808080U;
-      std::memcpy(to + i * kPanel * 4, &four, 4);
-    }
-    for (int64_t i = 4 * whole; i < k; ++i) {
-      to[whole * kPanel * 4 + i - 4 * whole] = static_cast<uint8_t>(from[i] + 128);
-    }
+    auto* to = panel + kPanelOffsets + column * 4;
+    for (int64_t i = 0; i < whole; ++i) std::memcpy(to + i * kPanel * 4, from + 4 * i, 4);
+    for (int64_t i = 4 * whole; i < k; ++i) std::memcpy(to + whole * kPanel * 4 + i - 4 * whole, from + i, 1);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += from[i];
+    const int32_t offset = -128 * sum;
+    std::memcpy(offsets + column * 4, &offset, 4);
   }
 }
 
-int32_t row_sum(const int8_t* codes, int64_t depth) {
+void shift(const int8_t* codes, int64_t count, uint8_t* shifted) {
 #if defined(__AVX512VNNI__)
-  const auto ones = _mm512_set1_epi8(1);
-  const auto add = [&](__m512i& sums, const int8_t* from) { sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(from)); };
-  auto sums = _mm512_setzero_si512(), second = sums, third = sums;  // each waits for itself alone
+  const auto sign = _mm512_set1_epi8(-128);
   int64_t i = 0;
-  for (; i + 192 <= depth; i += 192) {
-    add(sums, codes + i);
-    add(second, codes + i + 64);
-    add(third, codes + i + 128);
+  for (; i + 64 <= count; i += 64) {
+    _mm512_storeu_si512(shifted + i, _mm512_xor_si512(_mm512_loadu_si512(codes + i), sign));
   }
-  for (; i + 64 <= depth; i += 64) add(second, codes + i);
-  const auto rest = _cvtu64_mask64((uint64_t{1} << (depth - i)) - 1);
-  third = _mm512_dpbusd_epi32(third, ones, _mm512_maskz_loadu_epi8(rest, codes + i));
-  sums = _mm512_add_epi32(sums, _mm512_add_epi32(second, third));
-  return _mm512_reduce_add_epi32(sums);
+  const auto rest = _cvtu64_mask64((uint64_t{1} << (count - i)) - 1);
+  _mm512_mask_storeu_epi8(shifted + i, rest, _mm512_xor_si512(_mm512_maskz_loadu_epi8(rest, codes + i), sign));
 #else
-  int32_t sum = 0;
-  for (int64_t i = 0; i < depth; ++i) sum += codes[i];
-  return sum;
+  for (int64_t i = 0; i < count; ++i) shifted[i] = static_cast<uint8_t>(codes[i] + 128);
 #endif
 }
 
@@ -148,6 +137,6 @@ int32_t row_sum(const int8_t* codes, int64_t depth) {
 extern const Kernels kernels;
 const Kernels kernels{
     TE_INT8_STRING(TE_INT8_ISA), quantize_row, amax_bits, codes_of, convert_to_float, dequantize,
-    column_amax, scales_of, quantize_by_column, pack, row_sum, multiply_by_channel, multiply};
+    column_amax, scales_of, quantize_by_column, pack, shift, multiply_by_channel, multiply};
 
 }  // namespace te_int8::cpu::TE_INT8_ISA

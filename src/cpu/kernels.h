@@ -5,10 +5,12 @@
 // A weight [N,K] is multiplied from panels of kPanel output channels, in which four consecutive codes of
 // one channel stand together, as the instructions for dot products of bytes want it:
 //
-//   panel [ceil(K/4)][kPanel][4] of uint8, code + 128; channels and codes beyond N and K are 128 (zero)
+//   panel [kPanel] of int32: -128 sum(w) of each channel
+//         [ceil(K/4)][kPanel][4] of int8; channels and codes beyond N and K are zero
 //
-// Activations stay signed, so the product of a panel with codes x is sum(x w) + 128 sum(x); the second
-// term is taken off again. Everything is modulo 2^32, so it is exact where the true sum fits an int32.
+// Activations are shifted to unsigned bytes, x + 128, as they are brought to the cache, so their product with a channel
+// is sum(x w) + 128 sum(w), and the panel knows the second term. Everything is modulo 2^32, so it is exact where the true sum
+// fits an int32. Beyond K, where weights are zero, activations may be anything.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +20,8 @@ namespace te_int8::cpu {
 inline constexpr int64_t kPanel = 32;   ///< output channels in a panel
 
 inline int64_t padded_depth(int64_t k) { return (k + 3) / 4 * 4; }
-inline int64_t panel_bytes(int64_t k) { return padded_depth(k) * kPanel; }
+inline constexpr int64_t kPanelOffsets = kPanel * static_cast<int64_t>(sizeof(int32_t));  ///< bytes before its codes
+inline int64_t panel_bytes(int64_t k) { return kPanelOffsets + padded_depth(k) * kPanel; }
 inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 enum class Type { Float, BFloat16, Half, Double, Int32 };
@@ -32,6 +35,23 @@ struct Epilogue {
   int64_t x_step;
   const float* w_scales;   ///< kPanel values; null: 1
   const float* bias;       ///< kPanel values; null: none
+};
+
+/// That of the rows after the first `rows`. Static, as code for one instruction set must not be taken for another.
+static inline Epilogue after(Epilogue epilogue, int64_t rows) {
+  const int64_t bytes = epilogue.type == Type::Double ? 8 : epilogue.type == Type::Float || epilogue.type == Type::Int32 ? 4 : 2;
+  epilogue.out = static_cast<char*>(epilogue.out) + rows * epilogue.ld * bytes;
+  if (epilogue.x_scales != nullptr) epilogue.x_scales += rows * epilogue.x_step;
+  return epilogue;
+}
+
+/// Shifted codes of x as the rows of a matrix. A row may lie in pieces, as a convolution's window does in its image.
+struct Rows {
+  const uint8_t* codes;
+  int64_t ld;                        ///< codes from row to row
+  int64_t depth;                     ///< codes in a piece, a multiple of four
+  int64_t pieces = 1;
+  const int64_t* offsets = nullptr;  ///< of a row's pieces from its start; null: the only one starts there
 };
 
 struct Kernels {
@@ -54,17 +74,15 @@ struct Kernels {
   void (*quantize_by_column)(const float* x, const float* inverse, int64_t count, int8_t* codes);
   /// Fills a panel from rows of codes [columns, K], `ld` apart; columns <= kPanel.
   void (*pack)(const int8_t* codes, int64_t ld, int64_t columns, int64_t k, uint8_t* panel);
-  /// sum(codes) of a row of padded_depth(k) codes.
-  int32_t (*row_sum)(const int8_t* codes, int64_t depth);
+  /// code + 128 for `count` codes.
+  void (*shift)(const int8_t* codes, int64_t count, uint8_t* shifted);
   /// Depthwise: of `rows` positions with `taps` pixels each the products with weights [taps, kPanel], channel by channel from
   /// `first` on, which are added up over the taps.
   void (*multiply_by_channel)(
       const int8_t* const* pixels, int64_t taps, int64_t first, int64_t rows, const int8_t* weights, int64_t columns,
       const Epilogue& epilogue);
-  /// rows of padded codes, `x_ld` apart, times one panel.
-  void (*multiply)(
-      const int8_t* x, int64_t x_ld, const int32_t* x_sums, int64_t rows, const uint8_t* panel,
-      int64_t depth, int64_t columns, const Epilogue& epilogue);
+  /// `rows` rows of x times one panel.
+  void (*multiply)(const Rows& x, int64_t rows, const uint8_t* panel, int64_t columns, const Epilogue& epilogue);
 };
 
 }  // namespace te_int8::cpu

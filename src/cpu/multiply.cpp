@@ -36,8 +36,7 @@ std::vector<float> by_column(const OptionalTensor& values, int64_t columns) {
   return padded;
 }
 
-/// Rows of x, padded with zero codes to whole fours and spread so that they do not fall into the same
-/// sets of the cache, with their sums.
+/// Shifted rows of x, padded to whole fours and spread so that they do not fall into the same sets of the cache.
 class Block {
  public:
   Block(const int8_t* x, int64_t depth)
@@ -45,23 +44,16 @@ class Block {
 
   void load(int64_t first, int64_t rows) {
     codes_.resize(static_cast<std::size_t>(rows * ld_));
-    sums_.resize(static_cast<std::size_t>(rows));
-    for (int64_t row = 0; row < rows; ++row) {
-      auto* to = codes_.data() + row * ld_;
-      std::copy_n(x_ + (first + row) * depth_, depth_, to);
-      std::fill(to + depth_, to + padded_, int8_t{0});
-      sums_[static_cast<std::size_t>(row)] = kernels().row_sum(to, padded_);
-    }
+    for (int64_t row = 0; row < rows; ++row) kernels().shift(x_ + (first + row) * depth_, depth_, codes_.data() + row * ld_);
   }
   void multiply(int64_t rows, const uint8_t* panel, int64_t columns, const cpu::Epilogue& epilogue) const {
-    kernels().multiply(codes_.data(), ld_, sums_.data(), rows, panel, padded_, columns, epilogue);
+    kernels().multiply({.codes = codes_.data(), .ld = ld_, .depth = padded_}, rows, panel, columns, epilogue);
   }
 
  private:
   const int8_t* x_;
   int64_t depth_, padded_, ld_;
-  std::vector<int8_t> codes_;
-  std::vector<int32_t> sums_;
+  std::vector<uint8_t> codes_;
 };
 
 Tensor scaled_mm(

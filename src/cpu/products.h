@@ -13,10 +13,6 @@ using Sums = int32_t (*)[kPanel];
 
 // ---- Sums to results --------------------------------------------------------------------------------
 
-std::size_t size_of(Type type) {
-  return type == Type::Double ? 8 : type == Type::Float || type == Type::Int32 ? 4 : 2;
-}
-
 #if defined(__AVX512VNNI__)
 
 /// NaN to 0x7fc0, else to nearest even, as c10::BFloat16 does.
@@ -103,8 +99,16 @@ void store(const Sums sums, int64_t rows, int64_t columns, const Epilogue& e) {
 }
 
 // ---- Products ---------------------------------------------------------------------------------------
-// multiply_rows: adds to `sums` the products of `rows` rows of x and the first `columns` channels of a panel, over `depth`
+// multiply_rows: `sums` are those to begin with and the products of `rows` rows of x and the first `columns` channels of a panel's
 // codes.
+
+/// Sums of rows, `ld` apart: 0 where all begin with the same.
+struct Begin {
+  const int32_t* sums;
+  int64_t ld;
+};
+
+const uint8_t* piece_of(const Rows& x, int64_t piece) { return x.codes + (x.offsets == nullptr ? 0 : x.offsets[piece]); }
 
 /// Memory to be fetched into the cache during a pass: `step` bytes for each four codes.
 struct Fetch {
@@ -114,35 +118,37 @@ struct Fetch {
 
 #if defined(__AVX512VNNI__)
 
-/// sums += the dot products of 16 channels' four codes with four codes of x. Written in assembler, as GCC 12
+/// sums += the dot products of four shifted codes of x with 16 channels' four codes. Written in assembler, as GCC 12
 /// copies each of the sums, and moves some to memory, around the intrinsic.
-void add_products(__m512i& sums, __m512i channels, __m512i four) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(channels), "v"(four));
+void add_products(__m512i& sums, __m512i four, __m512i channels) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(four), "v"(channels));
 }
 
 template <int rows, bool fetch>
-void multiply_rows(
-    const int8_t* x, int64_t x_ld, const uint8_t* panel, int64_t depth, int64_t /*columns*/, Sums sums, Fetch next) {
+void multiply_rows(const Rows& x, const uint8_t* panel, int64_t /*columns*/, Begin begin, Sums sums, Fetch next) {
   __m512i left_sums[rows], right_sums[rows];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
-    left_sums[r] = _mm512_load_si512(sums[r]);
-    right_sums[r] = _mm512_load_si512(sums[r] + 16);
+    left_sums[r] = _mm512_loadu_si512(begin.sums + r * begin.ld);
+    right_sums[r] = _mm512_loadu_si512(begin.sums + r * begin.ld + 16);
   }
-  for (int64_t k = 0; k < depth; k += 4, panel += 4 * kPanel) {
-    const auto left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 64);
-    if constexpr (fetch) {
-      _mm_prefetch(next.from, _MM_HINT_T0);
-      _mm_prefetch(next.from + 64, _MM_HINT_T0);
-      next.from += next.step;
-    }
+  for (int64_t piece = 0; piece < x.pieces; ++piece) {
+    const auto* from = piece_of(x, piece);
+    for (int64_t k = 0; k < x.depth; k += 4, panel += 4 * kPanel) {
+      const auto left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 64);
+      if constexpr (fetch) {
+        _mm_prefetch(next.from, _MM_HINT_T0);
+        _mm_prefetch(next.from + 64, _MM_HINT_T0);
+        next.from += next.step;
+      }
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; ++r) {
-      int32_t four;
-      std::memcpy(&four, x + r * x_ld + k, 4);
-      const auto codes = _mm512_set1_epi32(four);
-      add_products(left_sums[r], left, codes);
-      add_products(right_sums[r], right, codes);
+      for (int r = 0; r < rows; ++r) {
+        int32_t four;
+        std::memcpy(&four, from + r * x.ld + k, 4);
+        const auto codes = _mm512_set1_epi32(four);
+        add_products(left_sums[r], codes, left);
+        add_products(right_sums[r], codes, right);
+      }
     }
   }
 #pragma GCC unroll 12
@@ -155,30 +161,32 @@ void multiply_rows(
 #elif defined(__AVX2__)
 
 template <int rows, bool>
-void multiply_rows(
-    const int8_t* x, int64_t x_ld, const uint8_t* panel, int64_t depth, int64_t columns, Sums sums, Fetch) {
+void multiply_rows(const Rows& x, const uint8_t* panel, int64_t columns, Begin begin, Sums sums, Fetch) {
   // Eight channels at a time: of each, the sums of the even and of the odd pairs of codes.
   for (int64_t first = 0; first < columns; first += 8) {
     __m256i halves[rows][2];
     for (int r = 0; r < rows; ++r) halves[r][0] = halves[r][1] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < depth; k += 4) {
-      const auto* four_of_eight = panel + k * kPanel + first * 4;
-      const auto left = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four_of_eight)));
-      const auto right = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four_of_eight + 16)));
+    const auto* four_of_eight = panel + first * 4;
+    for (int64_t piece = 0; piece < x.pieces; ++piece) {
+      const auto* from = piece_of(x, piece);
+      for (int64_t k = 0; k < x.depth; k += 4, four_of_eight += 4 * kPanel) {
+        const auto left = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four_of_eight)));
+        const auto right = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four_of_eight + 16)));
 #pragma GCC unroll 4
-      for (int r = 0; r < rows; ++r) {
-        int32_t four;
-        std::memcpy(&four, x + r * x_ld + k, 4);
-        const auto codes = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(four)));
-        halves[r][0] = _mm256_add_epi32(halves[r][0], _mm256_madd_epi16(left, codes));
-        halves[r][1] = _mm256_add_epi32(halves[r][1], _mm256_madd_epi16(right, codes));
+        for (int r = 0; r < rows; ++r) {
+          int32_t four;
+          std::memcpy(&four, from + r * x.ld + k, 4);
+          const auto codes = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));
+          halves[r][0] = _mm256_add_epi32(halves[r][0], _mm256_madd_epi16(left, codes));
+          halves[r][1] = _mm256_add_epi32(halves[r][1], _mm256_madd_epi16(right, codes));
+        }
       }
     }
     for (int r = 0; r < rows; ++r) {
       // hadd works within 128-bit halves: channels 0 1 4 5 2 3 6 7.
       const auto pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi32(halves[r][0], halves[r][1]), 0b11011000);
-      auto* to = reinterpret_cast<__m256i*>(sums[r] + first);
-      _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), pairs));
+      const auto before = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(begin.sums + r * begin.ld + first));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r] + first), _mm256_add_epi32(before, pairs));
     }
   }
 }
@@ -186,14 +194,17 @@ void multiply_rows(
 #else
 
 template <int rows, bool>
-void multiply_rows(
-    const int8_t* x, int64_t x_ld, const uint8_t* panel, int64_t depth, int64_t /*columns*/, Sums sums, Fetch) {
-  for (int64_t k = 0; k < depth; k += 4) {
-    for (int r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < kPanel; ++c) {
-        int32_t four = 0;
-        for (int64_t i = 0; i < 4; ++i) four += x[r * x_ld + k + i] * panel[(k * kPanel) + c * 4 + i];
-        sums[r][c] = static_cast<int32_t>(static_cast<uint32_t>(sums[r][c]) + static_cast<uint32_t>(four));
+void multiply_rows(const Rows& x, const uint8_t* panel, int64_t /*columns*/, Begin begin, Sums sums, Fetch) {
+  for (int r = 0; r < rows; ++r) std::memmove(sums[r], begin.sums + r * begin.ld, sizeof(sums[r]));
+  for (int64_t piece = 0; piece < x.pieces; ++piece) {
+    const auto* from = piece_of(x, piece);
+    for (int64_t k = 0; k < x.depth; k += 4, panel += 4 * kPanel) {
+      for (int r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < kPanel; ++c) {
+          int32_t four = 0;
+          for (int64_t i = 0; i < 4; ++i) four += from[r * x.ld + k + i] * static_cast<int8_t>(panel[c * 4 + i]);
+          sums[r][c] = static_cast<int32_t>(static_cast<uint32_t>(sums[r][c]) + static_cast<uint32_t>(four));
+        }
       }
     }
   }
@@ -210,58 +221,52 @@ constexpr int kAtOnce = 4, kFew = kAtOnce;
 constexpr int64_t kDepth = 512;  ///< codes of a panel that stay in the first-level cache between two passes
 
 template <int rows, bool fetch>
-void multiply_up_to(
-    const int8_t* x, int64_t x_ld, int64_t wanted, const uint8_t* panel, int64_t depth, int64_t columns,
-    Sums sums, Fetch next) {
+void multiply_up_to(const Rows& x, int64_t wanted, const uint8_t* panel, int64_t columns, Begin begin, Sums sums, Fetch next) {
   if (wanted == rows) {
-    multiply_rows<rows, fetch>(x, x_ld, panel, depth, columns, sums, next);
+    multiply_rows<rows, fetch>(x, panel, columns, begin, sums, next);
   } else if constexpr (rows > 1) {
-    multiply_up_to<rows - 1, fetch>(x, x_ld, wanted, panel, depth, columns, sums, next);
+    multiply_up_to<rows - 1, fetch>(x, wanted, panel, columns, begin, sums, next);
   }
 }
 
-/// Rows that need two passes, part by part of the panel: the second pass finds a part in the cache, and both fetch
+/// The rows from `row` on, and of these the codes from `k` on.
+Rows after(Rows x, int64_t row, int64_t k = 0) {
+  x.codes += row * x.ld + k;
+  x.depth -= k;
+  return x;
+}
+
+/// Rows in one piece that need two passes, part by part of the panel: the second pass finds a part in the cache, and both fetch
 /// the next part, each its share, so that memory is never idle. Parts without that fetch are slower than whole passes.
-void multiply_few(
-    const int8_t* x, int64_t x_ld, int64_t rows, const uint8_t* panel, int64_t depth, int64_t columns, Sums sums) {
-  for (int64_t k = 0; k < depth; k += kDepth) {
-    const int64_t codes = depth - k < kDepth ? depth - k : kDepth;
-    Fetch next{panel + (k + codes) * kPanel};
+void multiply_few(const Rows& x, int64_t rows, const uint8_t* panel, int64_t columns, Begin begin, Sums sums) {
+  for (int64_t k = 0; k == 0 || k < x.depth; k += kDepth) {  // sums without products, too
+    auto part = after(x, 0, k);
+    if (part.depth > kDepth) part.depth = kDepth;
+    Fetch next{panel + (k + part.depth) * kPanel};
     for (int64_t row = 0; row < rows; row += kAtOnce) {
       const int64_t now = rows - row < kAtOnce ? rows - row : kAtOnce;
       next.step = 4 * kPanel * now / rows;
-      multiply_up_to<kAtOnce, true>(
-          x + row * x_ld + k, x_ld, now, panel + k * kPanel, codes, columns, sums + row, next);
-      next.from += codes / 4 * next.step;
+      const auto of_part = k == 0 ? begin : Begin{sums[row], kPanel};
+      multiply_up_to<kAtOnce, true>(after(part, row), now, panel + k * kPanel, columns, of_part, sums + row, next);
+      next.from += part.depth / 4 * next.step;
     }
   }
 }
 
-/// Those of the next rows.
-void advance(Epilogue& e, int64_t rows) {
-  e.out = static_cast<char*>(e.out) + static_cast<std::size_t>(rows * e.ld) * size_of(e.type);
-  if (e.x_scales != nullptr) e.x_scales += rows * e.x_step;
-}
-
-void multiply(
-    const int8_t* x, int64_t x_ld, const int32_t* x_sums, int64_t rows, const uint8_t* panel,
-    int64_t depth, int64_t columns, const Epilogue& epilogue) {
+void multiply(const Rows& x, int64_t rows, const uint8_t* panel, int64_t columns, const Epilogue& epilogue) {
   alignas(64) int32_t sums[kFew][kPanel];
-  const bool few = rows > kAtOnce && rows <= kFew;
-  auto e = epilogue;
+  const Begin offsets{reinterpret_cast<const int32_t*>(panel), 0};
+  const auto* codes = panel + kPanelOffsets;
+  const bool few = x.pieces == 1 && rows > kAtOnce && rows <= kFew;
   for (int64_t row = 0, now; row < rows; row += now) {
-    now = few ? rows : rows - row < kAtOnce ? rows - row : kAtOnce;
-    for (int64_t r = 0; r < now; ++r) {
-      const auto excess = 128U * static_cast<uint32_t>(x_sums[row + r]);
-      for (auto& sum : sums[r]) sum = static_cast<int32_t>(0U - excess);
-    }
+    const int64_t left = rows - row, passes = (left + kAtOnce - 1) / kAtOnce;
+    now = few ? rows : (left + passes - 1) / passes;  // of about as many rows each
     if (few) {
-      multiply_few(x, x_ld, rows, panel, depth, columns, sums);
+      multiply_few(x, rows, codes, columns, offsets, sums);
     } else {
-      multiply_up_to<kAtOnce, false>(x + row * x_ld, x_ld, now, panel, depth, columns, sums, {});
+      multiply_up_to<kAtOnce, false>(after(x, row), now, codes, columns, offsets, sums, {});
     }
-    store(sums, now, columns, e);
-    advance(e, now);
+    store(sums, now, columns, after(epilogue, row));
   }
 }
 

@@ -11,10 +11,13 @@
 #include <te_int8/detail/convolution.h>
 
 #include "isa.h"
+#include "memory.h"
+#include "parallel.h"
 
 namespace te_int8::cpu {
 
-inline constexpr int64_t kCodesInCache = 768 * 1024;  ///< of a block of windows, which are multiplied while the cache has them
+inline constexpr int64_t kCodesInCache = 256 * 1024;  ///< of a block of windows, which are multiplied while the cache has them
+inline constexpr int64_t kMostWindows = 192;          ///< in a block, whose results are in the cache too
 
 /// Where the windows lie, in three spatial dimensions whatever there are.
 struct Windows {
@@ -63,66 +66,99 @@ struct Windows {
       }
     }
   }
-  /// Windows in a block: whole twelves, which the kernels multiply at once, and blocks of like size, which threads share
-  /// out. The larger they are, the less often the weights are read.
+  int64_t padded(std::size_t dimension) const { return size[dimension] + 2 * padding[dimension]; }
+  /// Windows in a block: whole lines of the results, and blocks of like size, which threads share out. The larger they are, the
+  /// less often the weights are read.
   int64_t block() const {
-    const auto most = std::clamp<int64_t>(kCodesInCache / (depth() + 64) / 12, 1, 16) * 12;
-    const auto blocks = (count() + most - 1) / most;
-    return (count() + 12 * blocks - 1) / (12 * blocks) * 12;
+    const auto codes = std::max<int64_t>(1, std::min(depth(), stride[0] * stride[1] * stride[2] * channels));
+    const auto most = std::clamp<int64_t>(kCodesInCache / codes, 12, kMostWindows);
+    const auto unit = std::min(positions[2], most / 12 * 12);
+    const auto at_once = most / unit * unit, blocks = (count() + at_once - 1) / at_once;
+    return (count() + unit * blocks - 1) / (unit * blocks) * unit;
   }
 };
 
-/// Windows as rows of codes in the order [*window, channels of the group], padded as scaled_mm's rows are, with their sums.
+/// The shifted codes of an input [N,*,C] with its padding, in which the kernels read windows where they lie.
+class PaddedCodes {
+ public:
+  /// `spare` codes more may be read behind the last.
+  PaddedCodes(const int8_t* codes, const Windows& windows, int64_t spare)
+      : line_(windows.padded(2) * windows.channels), lines_(windows.samples * windows.padded(0) * windows.padded(1)),
+        data_(empty({lines_ * line_ + spare}, at::kByte)) {
+    auto* to = data_.mutable_data_ptr<uint8_t>();
+    std::fill_n(to + lines_ * line_, spare, kZero);
+    in_parallel(lines_, grain(line_), [&](int64_t begin, int64_t end) {
+      for (int64_t line = begin; line < end; ++line) write_line(codes, windows, line, to + line * line_);
+    });
+  }
+  const uint8_t* data() const { return data_.const_data_ptr<uint8_t>(); }
+
+ private:
+  static constexpr uint8_t kZero = 128;
+
+  void write_line(const int8_t* codes, const Windows& w, int64_t line, uint8_t* to) const {
+    const int64_t y = line % w.padded(1) - w.padding[1], slice = line / w.padded(1);
+    const int64_t z = slice % w.padded(0) - w.padding[0], sample = slice / w.padded(0);
+    if (z < 0 || z >= w.size[0] || y < 0 || y >= w.size[1]) {
+      std::fill_n(to, line_, kZero);
+      return;
+    }
+    const int64_t width = w.size[2] * w.channels, before = w.padding[2] * w.channels;
+    to = std::fill_n(to, before, kZero);
+    kernels().shift(codes + ((sample * w.size[0] + z) * w.size[1] + y) * width, width, to);
+    std::fill_n(to + width, before, kZero);
+  }
+
+  int64_t line_, lines_;
+  at::Tensor data_;
+};
+
+/// How a block of windows is multiplied by panels: line by line of the results, in which windows are a constant distance apart.
 class Block {
  public:
-  Block(const int8_t* codes, const Windows& windows)
-      : x_(codes), w_(windows), padded_(padded_depth(windows.depth())), ld_(padded_ + 64) {}
-
-  void load(int64_t first, int64_t rows, int64_t group) {
-    codes_.resize(static_cast<std::size_t>(rows * ld_));
-    sums_.resize(static_cast<std::size_t>(rows));
-    auto place = w_.place_of(first);
-    for (int64_t row = 0; row < rows; ++row, w_.advance(place)) {
-      auto* to = codes_.data() + row * ld_;
-      std::fill(copy_window(place, group, to), to + padded_, int8_t{0});
-      sums_[static_cast<std::size_t>(row)] = kernels().row_sum(to, padded_);
+  /// Windows in `pieces` of `depth` codes: the lines of a window, or its values where `by_line` is not set.
+  Block(const PaddedCodes& codes, const Windows& windows, bool by_line, int64_t depth)
+      : codes_(codes.data()), w_(windows), depth_(depth) {
+    for (int64_t i = 0; i < w_.window[0]; ++i) {
+      for (int64_t j = 0; j < w_.window[1]; ++j) {
+        for (int64_t k = 0; k < (by_line ? 1 : w_.window[2]); ++k) {
+          offsets_.push_back(code_at(0, i * w_.dilation[0], j * w_.dilation[1], k * w_.dilation[2]));
+        }
+      }
     }
   }
+
+  void load(int64_t first, int64_t /*rows*/, int64_t group) {
+    first_ = first;
+    group_ = group;
+  }
   void multiply(int64_t rows, const uint8_t* panel, int64_t /*first*/, int64_t columns, const Epilogue& epilogue) const {
-    kernels().multiply(codes_.data(), ld_, sums_.data(), rows, panel, padded_, columns, epilogue);
+    for (int64_t row = 0; row < rows;) {
+      const auto place = w_.place_of(first_ + row);
+      const auto begin = code_at(
+          place.sample, place.slice * w_.stride[0], place.row * w_.stride[1], place.column * w_.stride[2]);
+      const int64_t now = std::min(rows - row, w_.positions[2] - place.column);
+      const Rows windows{
+          .codes = codes_ + begin + group_ * w_.group_channels,
+          .ld = w_.stride[2] * w_.channels,
+          .depth = depth_,
+          .pieces = static_cast<int64_t>(offsets_.size()),
+          .offsets = offsets_.data()};
+      kernels().multiply(windows, now, panel, columns, after(epilogue, row));
+      row += now;
+    }
   }
 
  private:
-  int8_t* copy_window(const Windows::Place& place, int64_t group, int8_t* to) const {
-    w_.for_each_line(place, [&](bool inside, int64_t line, int64_t begin) { to = copy_line(inside, line, begin, group, to); });
-    return to;
+  int64_t code_at(int64_t sample, int64_t z, int64_t y, int64_t x) const {
+    return (((sample * w_.padded(0) + z) * w_.padded(1) + y) * w_.padded(2) + x) * w_.channels;
   }
 
-  /// The values of a window in one line of the input, from `begin` on, which may lie outside.
-  int8_t* copy_line(bool inside, int64_t line, int64_t begin, int64_t group, int8_t* to) const {
-    const int64_t count = w_.window[2], channels = w_.group_channels;
-    if (!inside) return std::fill_n(to, count * channels, int8_t{0});
-    if (w_.dilation[2] == 1 && channels == w_.channels) {  // whole pixels that lie side by side
-      const int64_t from = std::clamp<int64_t>(-begin, 0, count), until = std::clamp<int64_t>(w_.size[2] - begin, from, count);
-      to = std::fill_n(to, from * channels, int8_t{0});
-      to = std::copy_n(x_ + (line + begin + from) * channels, (until - from) * channels, to);
-      return std::fill_n(to, (count - until) * channels, int8_t{0});
-    }
-    const int64_t there = std::min(channels, w_.channels - group * channels);  // the last group may have fewer
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t x = begin + i * w_.dilation[2];
-      const bool in_line = x >= 0 && x < w_.size[2];
-      to = in_line ? std::copy_n(x_ + (line + x) * w_.channels + group * channels, there, to) : std::fill_n(to, there, int8_t{0});
-      to = std::fill_n(to, channels - there, int8_t{0});
-    }
-    return to;
-  }
-
-  const int8_t* x_;
+  const uint8_t* codes_;
   const Windows& w_;
-  int64_t padded_, ld_;
-  std::vector<int8_t> codes_;
-  std::vector<int32_t> sums_;
+  int64_t depth_;
+  std::vector<int64_t> offsets_;
+  int64_t first_ = 0, group_ = 0;
 };
 
 /// Windows of a depthwise convolution: the pixels themselves, or one of zeros beyond the edges.

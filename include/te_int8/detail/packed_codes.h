@@ -33,11 +33,13 @@ TE_INT8_API bool& wrote_windows();
 
 /// Of a convolution's weight [O,C/groups,*].
 struct WindowPacking {
-  int64_t groups = 1, taps = 1;  ///< values of the window
+  int64_t groups = 1;
+  int64_t taps = 1;  ///< values of the window
+  int64_t line = 1;  ///< that are side by side in the input
   friend bool operator==(const WindowPacking&, const WindowPacking&) = default;
 };
-inline WindowPacking packing_of(at::IntArrayRef weight, int64_t groups) {
-  return {groups, c10::multiply_integers(weight.slice(2))};
+inline WindowPacking packing_of(at::IntArrayRef weight, const ConvolutionGeometry& geometry) {
+  return {geometry.groups, c10::multiply_integers(weight.slice(2)), geometry.dilation.back() == 1 ? weight.back() : 1};
 }
 
 /// Whether scaled_convolution_packed takes a weight of sizes [O,C/groups,*].
