@@ -72,13 +72,15 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   const int device = capability();
   const bool windows = product.windows != nullptr;
   for (const auto& gemm : kernels::gemms()) {
-    if (may_compute(gemm, device) && gemm.type == product.type && gemm.accumulates == product.accumulate && gemm.windows == windows &&
-        gemm.fewest_rows <= product.m && product.m <= gemm.most_rows) {
+    if (may_compute(gemm, device) && gemm.type == product.type && gemm.accumulates == product.accumulate &&
+        gemm.windows == windows && gemm.fewest_rows <= product.m && product.m <= gemm.most_rows) {
       result.push_back(&gemm);
     }
   }
   // Of all single ones the best over many shapes (docs/design.md); the others in an order of their own, not the linker's.
-  const std::string guess = !windows ? "pingpong 128x128 c2x1" : product.n > 64 ? "windows pingpong 128x128 c1x1" : "windows cooperative 256x64 c1x1";
+  const std::string guess = !windows         ? "pingpong 128x128 c2x1"
+                            : product.n > 64 ? "windows pingpong 128x128 c1x1"
+                                             : "windows cooperative 256x64 c1x1";
   const auto rank = [&](const kernels::Gemm* gemm) {
     const std::string name = gemm->name;
     const bool best = name == guess && !gemm->along_m && gemm->swizzle == (windows ? 1 : 8);
@@ -86,8 +88,8 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   };
   std::ranges::sort(result, {}, rank);
   TORCH_CHECK_VALUE(
-      !result.empty() || product.accumulate || windows || forced_kernels() == nullptr, "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the "
-      "description of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
+      !result.empty() || product.accumulate || windows || forced_kernels() == nullptr,
+      "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the description of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
   return result;
 }
 
@@ -97,8 +99,8 @@ void print(const ProductKind& kind, const Candidate& choice) {
   static const bool wanted = std::getenv("TE_INT8_PRINT_CHOICES") != nullptr;
   if (!wanted) return;
   std::ostringstream line;
-  line << "te_int8: " << (kind.windows ? "windows " : "") << kind.m << " x " << kind.n << " x " << kind.k << (kind.accumulate ? " added to " : " to ") << kind.out << " on cuda:" << kind.device
-       << ": ";
+  line << "te_int8: " << (kind.windows ? "windows " : "") << kind.m << " x " << kind.n << " x " << kind.k
+       << (kind.accumulate ? " added to " : " to ") << kind.out << " on cuda:" << kind.device << ": ";
   if (const auto* gemm = std::get_if<const kernels::Gemm*>(&choice)) {
     line << "cutlass " << description(**gemm);
   } else {
@@ -148,6 +150,31 @@ Candidate choose(
   const std::lock_guard storing(mutex);
   by_kind.emplace(kind, choice);
   return choice;
+}
+
+bool multiply_by_kernel(const kernels::Product& product, const at::Tensor& out, cudaStream_t stream) {
+  if (detail::current_backend() == detail::Backend::Cublaslt || !kernels::fits_gemms(product)) return false;
+  const auto gemms = gemms_for(product);
+  if (gemms.empty()) return false;
+  const auto launch = [&](const Candidate& candidate, const kernels::Product& of) {
+    const auto& gemm = *std::get<const kernels::Gemm*>(candidate);
+    C10_CUDA_CHECK(gemm.launch(of, gemm, multiprocessors(), stream));
+  };
+  const auto kind = kind_of(product, out, /*fits=*/true);
+  auto best = chosen(kind);
+  if (!best) {
+    auto timed = product;
+    at::Tensor scratch;  // what is timed would add many times
+    best = choose(kind, stream, {gemms.begin(), gemms.end()}, [&](const Candidate& candidate) {
+      if (product.accumulate && !scratch.defined()) {
+        scratch = at::zeros_like(out);
+        timed.out = scratch.mutable_data_ptr();
+      }
+      launch(candidate, timed);
+    });
+  }
+  launch(*best, product);
+  return true;
 }
 
 }  // namespace te_int8::cuda

@@ -41,6 +41,9 @@ Candidate choose(
     const ProductKind& kind, cudaStream_t stream, const std::vector<Candidate>& candidates,
     const std::function<void(const Candidate&)>& run);
 
+/// Computes a product, whose result is `out`, by the best of our kernels; false where there is none for it.
+bool multiply_by_kernel(const kernels::Product& product, const at::Tensor& out, cudaStream_t stream);
+
 /// The kernels for the current device that are worth a try, the best guess first. Where TE_INT8_KERNELS is set, only those
 /// with that in their descriptions, and it is an error if a plain product has none.
 std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product);

@@ -62,17 +62,7 @@ bool multiply_windows(
       .type = cuda::type_of(out.scalar_type()),
       .out = out.mutable_data_ptr(),
       .windows = &windows};
-  if (detail::current_backend() == detail::Backend::Cublaslt || !kernels::fits_gemms(product)) return false;
-  const auto gemms = cuda::gemms_for(product);
-  if (gemms.empty()) return false;
-  const auto launch = [&](const cuda::Candidate& candidate) {
-    const auto& gemm = *std::get<const kernels::Gemm*>(candidate);
-    C10_CUDA_CHECK(gemm.launch(product, gemm, cuda::multiprocessors(), device.stream()));
-  };
-  const auto kind = cuda::kind_of(product, out, /*fits=*/true);
-  const auto known = cuda::chosen(kind);
-  launch(known ? *known : cuda::choose(kind, device.stream(), {gemms.begin(), gemms.end()}, launch));
-  return true;
+  return cuda::multiply_by_kernel(product, out, device.stream());
 }
 
 /// The same for any windows [rows, depth], which are written as a matrix, as many at once as kMostCodes has room for.
@@ -140,7 +130,8 @@ Tensor scaled_convolution(
     for (int64_t group = 0; group < groups; ++group) of_groups.push_back(of_group(group));
     return groups == 1 ? of_groups.front() : at::cat(of_groups, 1);
   };
-  const bool narrow = groups > 1 && channels < kLeastColumns && depth <= kLeastDepth && rows <= kernels::kMostDirectRows && dtype != at::kInt;
+  const bool narrow = groups > 1 && channels < kLeastColumns && depth <= kLeastDepth && rows <= kernels::kMostDirectRows &&
+                      dtype != at::kInt;
   const auto sizes = detail::channels_last_sizes(geometry.result_sizes(a.sizes(), b.sizes()));
   return (narrow ? directly() : product()).view(sizes).movedim(-1, 1).contiguous(a.suggest_memory_format());
 }

@@ -90,30 +90,10 @@ void multiply(
 /// Adds a product to `out` in the epilogue of a kernel. False where none is for it: it then has to be added afterwards.
 bool multiply_into(
     const Tensor& a, const Tensor& b, const kernels::Epilogue& epilogue, const Tensor& out, const OnDeviceOf& device) {
-  if (detail::current_backend() == detail::Backend::Cublaslt) return false;
   const auto left = cuda::aligned_codes(a, a.size(0)), right = cuda::aligned_codes(b, b.size(0));
   auto product = product_of(left, right, epilogue, out);
   product.accumulate = true;
-  if (!kernels::fits_gemms(product)) return false;
-  const auto gemms = cuda::gemms_for(product);
-  if (gemms.empty()) return false;
-  const auto launch = [&](const Candidate& candidate, const kernels::Product& of) {
-    const auto& gemm = *std::get<const kernels::Gemm*>(candidate);
-    C10_CUDA_CHECK(gemm.launch(of, gemm, cuda::multiprocessors(), device.stream()));
-  };
-  const auto kind = cuda::kind_of(product, out, /*fits=*/true);
-  auto chosen = cuda::chosen(kind);
-  if (!chosen) {
-    Tensor scratch;  // what is timed adds many times
-    chosen = cuda::choose(kind, device.stream(), {gemms.begin(), gemms.end()}, [&](const Candidate& candidate) {
-      if (!scratch.defined()) scratch = at::zeros_like(out);
-      auto elsewhere = product;
-      elsewhere.out = scratch.mutable_data_ptr();
-      launch(candidate, elsewhere);
-    });
-  }
-  launch(*chosen, product);
-  return true;
+  return cuda::multiply_by_kernel(product, out, device.stream());
 }
 
 Tensor scaled_mm(
