@@ -149,7 +149,8 @@ void install_routing_kernels() {
     bool taken = dispatcher.hasBackendFallbackForDispatchKey(kRoutingKey);
     const std::initializer_list<std::pair<const char*, const char*>> operations = {
         {"matmul", ""}, {"mm", ""}, {"addmm", ""}, {"linear", ""}, {"conv1d", ""}, {"conv2d", ""}, {"conv3d", ""},
-        {"conv1d", "padding"}, {"conv2d", "padding"}, {"conv3d", "padding"}, {"convolution", ""}, {"embedding", ""}, {"batch_norm", ""}, {"gelu", ""}, {"relu", ""}, {"silu", ""}, {"layer_norm", ""},
+        {"conv1d", "padding"}, {"conv2d", "padding"}, {"conv3d", "padding"}, {"convolution", ""}, {"embedding", ""},
+        {"batch_norm", ""}, {"gelu", ""}, {"relu", ""}, {"silu", ""}, {"layer_norm", ""},
         {"add_", "Tensor"}, {"sub_", "Tensor"}, {"mul_", "Tensor"}, {"mul_", "Scalar"}, {"lerp_", "Scalar"},
         {"lerp_", "Tensor"}, {"addcdiv_", ""}, {"addcmul_", ""}, {"copy_", ""}};
     for (const auto& [name, overload] : operations) {

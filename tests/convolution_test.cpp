@@ -218,6 +218,28 @@ TEST_CASE("codes of a convolution's weight are made once, and anew when it chang
   CHECK(calls_of(guard, "0") == 6);
 }
 
+TEST_CASE("one weight is convolved with several dilations and numbers of groups", "[guard][convolution]") {
+  torch::manual_seed(0);
+  nn::Conv2d layer(nn::Conv2dOptions(3, 6, 3));
+  layer->to(test_device());
+  const auto x = torch::randn({2, 3, 12, 11}, test_device()), wide = torch::randn({2, 6, 12, 11}, test_device());
+  const torch::NoGradGuard no_grad;
+  const auto all = [&](const std::string& backend) {
+    const AutocastGuard guard(layer, Mode::Inference, Recipe().backend(backend));
+    std::vector<Tensor> results;
+    for (int i = 0; i < 2; ++i) {
+      for (const int64_t dilation : {1, 2}) {
+        results.push_back(torch::conv2d(x, layer->weight, layer->bias, 1, 1, dilation));
+        results.push_back(torch::conv2d(wide, layer->weight, layer->bias, 1, 1, dilation, 2));
+      }
+    }
+    CHECK(guard.report().layers.front().calls == 8);
+    return results;
+  };
+  const auto ours = all("auto"), reference = all("reference");
+  for (std::size_t i = 0; i < ours.size(); ++i) CHECK(torch::equal(ours[i], reference[i]));
+}
+
 TEST_CASE("one scale for a whole activation or weight", "[guard][convolution]") {
   const auto model = std::make_shared<HasConvImpl<nn::Conv2d>>(nn::Conv2d(nn::Conv2dOptions(4, 8, 3)));
   const auto x = torch::randn({2, 4, 9, 9}) * torch::tensor({1.0, 5.0}).to(test_device()).view({2, 1, 1, 1});

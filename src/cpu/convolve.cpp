@@ -1,6 +1,7 @@
 // The back end "cpu": convolutions of codes as products of windows and panels (kernels.h). Windows are read from the input's
 // codes, channels last, where they lie: a window's values come in pieces, and the weight's panels are padded to match these.
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include <torch/library.h>
@@ -19,7 +20,7 @@ namespace te_int8::inline v0 {
 namespace {
 
 using at::Tensor;
-using cpu::Block, cpu::DepthwiseBlock, cpu::Windows, cpu::grain, cpu::in_parallel, cpu::leave_to_reference;
+using cpu::DepthwiseBlock, cpu::WindowBlock, cpu::Windows, cpu::grain, cpu::in_parallel, cpu::leave_to_reference;
 using detail::ConvolutionGeometry;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -32,7 +33,6 @@ struct Panels {
   int64_t groups;    ///< that are left, the last of which may have fewer
   int64_t channels;  ///< output channels of such a group
   int64_t count;     ///< panels of such a group
-  bool by_line;      ///< a piece is a line of the window, not one value
   int64_t pieces;    ///< of a window
   int64_t piece;     ///< codes that count in a piece
   int64_t bytes;     ///< of a panel
@@ -43,8 +43,7 @@ struct Panels {
         groups((packing.groups + together - 1) / together),
         channels(out_channels / packing.groups * together),
         count(cpu::panels(channels)),
-        by_line(groups == 1 && packing.line > 1),
-        pieces(packing.taps / (by_line ? packing.line : 1)),
+        pieces(packing.taps / (groups == 1 ? packing.line : 1)),
         piece(together * depth / pieces),
         bytes(depthwise ? packing.taps * cpu::kPanel : cpu::panel_bytes(pieces * cpu::padded_depth(piece))) {}
 
@@ -115,6 +114,12 @@ void store_by_channel(
   element == 2 ? store(uint16_t{}) : element == 4 ? store(uint32_t{}) : store(uint64_t{});
 }
 
+/// Windows of one value that leave values out: only those that they read need to be copied.
+bool reads_a_part(at::IntArrayRef weight, const ConvolutionGeometry& geometry) {
+  const auto is = [](at::IntArrayRef values, int64_t value) { return std::ranges::all_of(values, [&](int64_t v) { return v == value; }); };
+  return is(weight.slice(2), 1) && is(geometry.padding, 0) && !is(geometry.stride, 1);
+}
+
 Tensor scaled_convolution(
     const Tensor& a, const Tensor& b, const OptionalTensor& a_scales, const OptionalTensor& b_scales,
     const OptionalTensor& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -179,6 +184,15 @@ Tensor scaled_convolution_packed(
     const Tensor& a, const Tensor& packed, at::IntArrayRef weight, const OptionalTensor& a_scales,
     const OptionalTensor& b_scales, const OptionalTensor& bias, const ConvolutionGeometry& geometry, at::ScalarType dtype,
     at::MemoryFormat format) {
+  if (reads_a_part(weight, geometry)) {
+    auto part = a;
+    auto dense = geometry;
+    for (std::size_t i = 0; i < geometry.stride.size(); ++i) {
+      part = part.slice(static_cast<int64_t>(i) + 2, 0, std::nullopt, geometry.stride[i]);
+      dense.stride[i] = 1;
+    }
+    return scaled_convolution_packed(part, packed, weight, a_scales, b_scales, bias, dense, dtype, format);
+  }
   const Panels panels(weight[0], c10::multiply_integers(weight.slice(1)), packing_of(weight, geometry));
   auto merged = weight.vec();
   merged[1] *= panels.together;
@@ -231,9 +245,11 @@ Tensor scaled_convolution_packed(
   if (panels.depthwise) {
     for_each_task(DepthwiseBlock(codes, windows));
   } else {
-    const int64_t piece = cpu::padded_depth(panels.piece);
-    const cpu::PaddedCodes padded(codes, windows, piece);
-    for_each_task(Block(padded, windows, panels.by_line, piece));
+    // Pieces side by side are one for the kernels, where the panels leave no room between them.
+    const bool by_line = panels.groups == 1 && geometry.dilation.back() == 1;
+    const int64_t depth = panels.pieces * cpu::padded_depth(panels.piece) / windows.lines() / (by_line ? 1 : windows.window[2]);
+    const cpu::PaddedCodes padded(codes, windows, depth);
+    for_each_task(WindowBlock(padded, windows, by_line, depth));
   }
   return by_channel ? result : result.movedim(-1, 1);
 }

@@ -1,5 +1,5 @@
 // INT8 kernels for the CPU, compiled once per instruction set from kernels.cpp. They know raw pointers and no
-// Torch; quantize.cpp and multiply.cpp split work among threads and call them, with the floating-point
+// Torch; quantize.cpp, multiply.cpp and convolve.cpp split work among threads and call them, with the floating-point
 // environment that the number format wants: rounding to nearest even, denormals kept.
 //
 // A weight [N,K] is multiplied from panels of kPanel output channels, in which four consecutive codes of
@@ -9,7 +9,7 @@
 //         [ceil(K/4)][kPanel][4] of int8; channels and codes beyond N and K are zero
 //
 // Activations are shifted to unsigned bytes, x + 128, as they are brought to the cache, so their product with a channel
-// is sum(x w) + 128 sum(w), and the panel knows the second term. Everything is modulo 2^32, so it is exact where the true sum
+// is sum(x w) + 128 sum(w); sums start from the panel's -128 sum(w). Everything is modulo 2^32, so it is exact where the true sum
 // fits an int32. Beyond K, where weights are zero, activations may be anything.
 #pragma once
 
@@ -17,12 +17,14 @@
 
 namespace te_int8::cpu {
 
+// Functions here are static, as code for one instruction set must not be taken for another.
+
 inline constexpr int64_t kPanel = 32;   ///< output channels in a panel
 
-inline int64_t padded_depth(int64_t k) { return (k + 3) / 4 * 4; }
+static constexpr int64_t padded_depth(int64_t k) { return (k + 3) / 4 * 4; }
 inline constexpr int64_t kPanelOffsets = kPanel * static_cast<int64_t>(sizeof(int32_t));  ///< bytes before its codes
-inline int64_t panel_bytes(int64_t k) { return kPanelOffsets + padded_depth(k) * kPanel; }
-inline int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+static constexpr int64_t panel_bytes(int64_t k) { return kPanelOffsets + padded_depth(k) * kPanel; }
+static constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 enum class Type { Float, BFloat16, Half, Double, Int32 };
 
@@ -37,7 +39,7 @@ struct Epilogue {
   const float* bias;       ///< kPanel values; null: none
 };
 
-/// That of the rows after the first `rows`. Static, as code for one instruction set must not be taken for another.
+/// That of the rows after the first `rows`.
 static inline Epilogue after(Epilogue epilogue, int64_t rows) {
   const int64_t bytes = epilogue.type == Type::Double ? 8 : epilogue.type == Type::Float || epilogue.type == Type::Int32 ? 4 : 2;
   epilogue.out = static_cast<char*>(epilogue.out) + rows * epilogue.ld * bytes;
@@ -45,7 +47,8 @@ static inline Epilogue after(Epilogue epilogue, int64_t rows) {
   return epilogue;
 }
 
-/// Shifted codes of x as the rows of a matrix. A row may lie in pieces, as a convolution's window does in its image.
+/// Shifted codes of x as the rows of a matrix. A row may lie in pieces, as a convolution's window does in its image. All `depth`
+/// codes of a piece are read, those too that meet the zeros of a panel.
 struct Rows {
   const uint8_t* codes;
   int64_t ld;                        ///< codes from row to row

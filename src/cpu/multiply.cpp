@@ -36,11 +36,11 @@ std::vector<float> by_column(const OptionalTensor& values, int64_t columns) {
   return padded;
 }
 
-/// Shifted rows of x, padded to whole fours and spread so that they do not fall into the same sets of the cache.
+/// Shifted rows of x, padded to whole fours and an odd number of cache lines apart, so that they do not fall into the same sets of the cache.
 class Block {
  public:
   Block(const int8_t* x, int64_t depth)
-      : x_(x), depth_(depth), padded_(cpu::padded_depth(depth)), ld_(padded_ + 64) {}
+      : x_(x), depth_(depth), padded_(cpu::padded_depth(depth)), ld_(((padded_ + 63) / 64 | 1) * 64) {}
 
   void load(int64_t first, int64_t rows) {
     codes_.resize(static_cast<std::size_t>(rows * ld_));

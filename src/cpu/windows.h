@@ -18,6 +18,7 @@ namespace te_int8::cpu {
 
 inline constexpr int64_t kCodesInCache = 256 * 1024;  ///< of a block of windows, which are multiplied while the cache has them
 inline constexpr int64_t kMostWindows = 192;          ///< in a block, whose results are in the cache too
+inline constexpr int64_t kShortLine = 7;              ///< of fewer results
 
 /// Where the windows lie, in three spatial dimensions whatever there are.
 struct Windows {
@@ -36,6 +37,7 @@ struct Windows {
         group_channels(b[1]) {}
   int64_t per_sample() const { return positions[0] * positions[1] * positions[2]; }
   int64_t count() const { return samples * per_sample(); }
+  int64_t lines() const { return window[0] * window[1]; }
   int64_t depth() const { return window[0] * window[1] * window[2] * group_channels; }
   /// A window's place in the results.
   struct Place {
@@ -54,7 +56,7 @@ struct Windows {
     place.slice = 0;
     ++place.sample;
   }
-  /// f(whether it is inside, its first pixel, where the window begins in it) for each line of the input that a window reads.
+  /// f(whether it is inside, its number, where the window begins in it) for each line of the input that a window reads.
   template <typename F>
   void for_each_line(const Place& place, const F& f) const {
     for (int64_t i = 0; i < window[0]; ++i) {
@@ -62,84 +64,94 @@ struct Windows {
       for (int64_t j = 0; j < window[1]; ++j) {
         const int64_t y = place.row * stride[1] - padding[1] + j * dilation[1];
         const bool inside = z >= 0 && z < size[0] && y >= 0 && y < size[1];
-        f(inside, ((place.sample * size[0] + z) * size[1] + y) * size[2], place.column * stride[2] - padding[2]);
+        f(inside, (place.sample * size[0] + z) * size[1] + y, place.column * stride[2] - padding[2]);
       }
     }
   }
-  int64_t padded(std::size_t dimension) const { return size[dimension] + 2 * padding[dimension]; }
-  /// Windows in a block: whole lines of the results, and blocks of like size, which threads share out. The larger they are, the
-  /// less often the weights are read.
+  int64_t padded_line() const { return (size[2] + 2 * padding[2]) * channels; }
+  bool pads_lines() const { return padding[0] > 0 || padding[1] > 0; }
+  /// Whether all windows are a constant distance apart, as those of one value are.
+  bool in_one_run() const {
+    return !pads_lines() && padding[2] == 0 && positions[2] * stride[2] == size[2] * stride[1] &&
+           positions[1] * stride[1] == size[1] * stride[0] && positions[0] * stride[0] == size[0];
+  }
+  /// Whether they are copied side by side, as lines of so few would be multiplied at half the speed.
+  bool gathered() const { return positions[2] < kShortLine && !in_one_run(); }
+  /// Windows in a block, which threads share out: blocks of like size, that end with a line of the results or with an equal part of
+  /// one where lines matter. The larger they are, the less often the weights are read.
   int64_t block() const {
-    const auto codes = std::max<int64_t>(1, std::min(depth(), stride[0] * stride[1] * stride[2] * channels));
-    const auto most = std::clamp<int64_t>(kCodesInCache / codes, 12, kMostWindows);
-    const auto unit = std::min(positions[2], most / 12 * 12);
+    const auto codes = gathered() ? depth() : std::min(depth(), stride[0] * stride[1] * stride[2] * channels);
+    const auto most = std::clamp<int64_t>(kCodesInCache / std::max<int64_t>(1, codes), 24, kMostWindows) / 12 * 12;
+    const auto parts = (positions[2] + most - 1) / most;
+    const auto unit = in_one_run() || gathered() ? 12 : (positions[2] + parts - 1) / parts;
     const auto at_once = most / unit * unit, blocks = (count() + at_once - 1) / at_once;
     return (count() + unit * blocks - 1) / (unit * blocks) * unit;
   }
 };
 
-/// The shifted codes of an input [N,*,C] with its padding, in which the kernels read windows where they lie.
+/// The shifted codes of an input [N,*,C], in which the kernels read windows where they lie. Lines have their padding around
+/// them; all lines of padding are one.
 class PaddedCodes {
  public:
-  /// `spare` codes more may be read behind the last.
-  PaddedCodes(const int8_t* codes, const Windows& windows, int64_t spare)
-      : line_(windows.padded(2) * windows.channels), lines_(windows.samples * windows.padded(0) * windows.padded(1)),
-        data_(empty({lines_ * line_ + spare}, at::kByte)) {
+  /// Up to `beyond` codes may be read behind a window.
+  PaddedCodes(const int8_t* codes, const Windows& windows, int64_t beyond)
+      : line_(windows.padded_line()), lines_(windows.samples * windows.size[0] * windows.size[1]) {
+    const int64_t rest = (windows.pads_lines() ? line_ : 0) + beyond;
+    data_ = empty({lines_ * line_ + rest}, at::kByte);
     auto* to = data_.mutable_data_ptr<uint8_t>();
-    std::fill_n(to + lines_ * line_, spare, kZero);
+    std::fill_n(to + lines_ * line_, rest, kShiftedZero);
+    const int64_t width = windows.size[2] * windows.channels, edge = windows.padding[2] * windows.channels;
     in_parallel(lines_, grain(line_), [&](int64_t begin, int64_t end) {
-      for (int64_t line = begin; line < end; ++line) write_line(codes, windows, line, to + line * line_);
+      for (int64_t line = begin; line < end; ++line) {
+        auto* at = std::fill_n(to + line * line_, edge, kShiftedZero);
+        kernels().shift(codes + line * width, width, at);
+        std::fill_n(at + width, edge, kShiftedZero);
+      }
     });
   }
   const uint8_t* data() const { return data_.const_data_ptr<uint8_t>(); }
+  /// Where a line begins; that of padding where it is not inside.
+  int64_t begin_of(bool inside, int64_t line) const { return (inside ? line : lines_) * line_; }
 
  private:
-  static constexpr uint8_t kZero = 128;
-
-  void write_line(const int8_t* codes, const Windows& w, int64_t line, uint8_t* to) const {
-    const int64_t y = line % w.padded(1) - w.padding[1], slice = line / w.padded(1);
-    const int64_t z = slice % w.padded(0) - w.padding[0], sample = slice / w.padded(0);
-    if (z < 0 || z >= w.size[0] || y < 0 || y >= w.size[1]) {
-      std::fill_n(to, line_, kZero);
-      return;
-    }
-    const int64_t width = w.size[2] * w.channels, before = w.padding[2] * w.channels;
-    to = std::fill_n(to, before, kZero);
-    kernels().shift(codes + ((sample * w.size[0] + z) * w.size[1] + y) * width, width, to);
-    std::fill_n(to + width, before, kZero);
-  }
+  static constexpr uint8_t kShiftedZero = 128;
 
   int64_t line_, lines_;
   at::Tensor data_;
 };
 
-/// How a block of windows is multiplied by panels: line by line of the results, in which windows are a constant distance apart.
-class Block {
+/// How a block of windows is multiplied by panels: windows of a line of results are a constant distance apart, and so are rows for
+/// the kernels.
+class WindowBlock {
  public:
-  /// Windows in `pieces` of `depth` codes: the lines of a window, or its values where `by_line` is not set.
-  Block(const PaddedCodes& codes, const Windows& windows, bool by_line, int64_t depth)
-      : codes_(codes.data()), w_(windows), depth_(depth) {
-    for (int64_t i = 0; i < w_.window[0]; ++i) {
-      for (int64_t j = 0; j < w_.window[1]; ++j) {
-        for (int64_t k = 0; k < (by_line ? 1 : w_.window[2]); ++k) {
-          offsets_.push_back(code_at(0, i * w_.dilation[0], j * w_.dilation[1], k * w_.dilation[2]));
-        }
-      }
-    }
-  }
+  /// Windows in pieces of `depth` codes: their lines, or their single values where `by_line` is not set.
+  WindowBlock(const PaddedCodes& codes, const Windows& windows, bool by_line, int64_t depth)
+      : codes_(codes), w_(windows), values_(by_line ? 1 : w_.window[2]), depth_(depth) {}
 
-  void load(int64_t first, int64_t /*rows*/, int64_t group) {
+  void load(int64_t first, int64_t rows, int64_t group) {
     first_ = first;
     group_ = group;
+    if (!w_.gathered()) return;
+    gathered_.clear();
+    auto place = w_.place_of(first);
+    for (int64_t row = 0; row < rows; ++row, w_.advance(place)) {
+      const auto* window = find(place);
+      for (const auto offset : offsets_) gathered_.insert(gathered_.end(), window + offset, window + offset + depth_);
+      gathered_.resize(gathered_.size() + kCacheLine);  // or windows may fall into the same sets of the cache
+    }
   }
-  void multiply(int64_t rows, const uint8_t* panel, int64_t /*first*/, int64_t columns, const Epilogue& epilogue) const {
+  void multiply(int64_t rows, const uint8_t* panel, int64_t /*first*/, int64_t columns, const Epilogue& epilogue) {
+    if (w_.gathered()) {
+      const auto depth = static_cast<int64_t>(offsets_.size()) * depth_;
+      kernels().multiply({.codes = gathered_.data(), .ld = depth + kCacheLine, .depth = depth}, rows, panel, columns, epilogue);
+      return;
+    }
     for (int64_t row = 0; row < rows;) {
       const auto place = w_.place_of(first_ + row);
-      const auto begin = code_at(
-          place.sample, place.slice * w_.stride[0], place.row * w_.stride[1], place.column * w_.stride[2]);
-      const int64_t now = std::min(rows - row, w_.positions[2] - place.column);
+      const auto* window = find(place);
+      const int64_t now = w_.in_one_run() ? rows - row : std::min(rows - row, w_.positions[2] - place.column);
       const Rows windows{
-          .codes = codes_ + begin + group_ * w_.group_channels,
+          .codes = window,
           .ld = w_.stride[2] * w_.channels,
           .depth = depth_,
           .pieces = static_cast<int64_t>(offsets_.size()),
@@ -150,15 +162,23 @@ class Block {
   }
 
  private:
-  int64_t code_at(int64_t sample, int64_t z, int64_t y, int64_t x) const {
-    return (((sample * w_.padded(0) + z) * w_.padded(1) + y) * w_.padded(2) + x) * w_.channels;
+  static constexpr int64_t kCacheLine = 64;
+
+  /// What offsets_ of a window's pieces, which are set, count from.
+  const uint8_t* find(const Windows::Place& place) {
+    offsets_.clear();
+    w_.for_each_line(place, [&](bool inside, int64_t line, int64_t /*begin*/) {
+      for (int64_t i = 0; i < values_; ++i) offsets_.push_back(codes_.begin_of(inside, line) + i * w_.dilation[2] * w_.channels);
+    });
+    return codes_.data() + place.column * w_.stride[2] * w_.channels + group_ * w_.group_channels;
   }
 
-  const uint8_t* codes_;
+  const PaddedCodes& codes_;
   const Windows& w_;
-  int64_t depth_;
-  std::vector<int64_t> offsets_;
+  int64_t values_, depth_;
   int64_t first_ = 0, group_ = 0;
+  std::vector<int64_t> offsets_;
+  std::vector<uint8_t> gathered_;
 };
 
 /// Windows of a depthwise convolution: the pixels themselves, or one of zeros beyond the edges.
@@ -183,7 +203,7 @@ class DepthwiseBlock {
     w_.for_each_line(place, [&](bool inside, int64_t line, int64_t begin) {
       for (int64_t i = 0; i < w_.window[2]; ++i) {
         const int64_t x = begin + i * w_.dilation[2];
-        pixels_.push_back(inside && x >= 0 && x < w_.size[2] ? x_ + (line + x) * w_.channels : zeros_.data());
+        pixels_.push_back(inside && x >= 0 && x < w_.size[2] ? x_ + (line * w_.size[2] + x) * w_.channels : zeros_.data());
       }
     });
   }

@@ -89,7 +89,8 @@ std::vector<const kernels::Gemm*> gemms_for(const kernels::Product& product) {
   std::ranges::sort(result, {}, rank);
   TORCH_CHECK_VALUE(
       !result.empty() || product.accumulate || windows || forced_kernels() == nullptr,
-      "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the description of a kernel for ", product.m, " x ", product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
+      "te_int8::scaled_mm: expected TE_INT8_KERNELS to be a part of the description of a kernel for ", product.m, " x ",
+      product.n, " x ", product.k, " on this GPU, got '", forced_kernels(), "'");
   return result;
 }
 

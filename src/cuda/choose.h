@@ -41,7 +41,8 @@ Candidate choose(
     const ProductKind& kind, cudaStream_t stream, const std::vector<Candidate>& candidates,
     const std::function<void(const Candidate&)>& run);
 
-/// Computes a product, whose result is `out`, by the best of our kernels; false where there is none for it.
+/// Computes a product, whose product.out is that of `out`, by the best of our kernels; false where there is none for it, and by
+/// the back end "cublaslt".
 bool multiply_by_kernel(const kernels::Product& product, const at::Tensor& out, cudaStream_t stream);
 
 /// The kernels for the current device that are worth a try, the best guess first. Where TE_INT8_KERNELS is set, only those

@@ -90,6 +90,7 @@ void multiply(
 /// Adds a product to `out` in the epilogue of a kernel. False where none is for it: it then has to be added afterwards.
 bool multiply_into(
     const Tensor& a, const Tensor& b, const kernels::Epilogue& epilogue, const Tensor& out, const OnDeviceOf& device) {
+  if (detail::current_backend() == detail::Backend::Cublaslt) return false;
   const auto left = cuda::aligned_codes(a, a.size(0)), right = cuda::aligned_codes(b, b.size(0));
   auto product = product_of(left, right, epilogue, out);
   product.accumulate = true;

@@ -35,11 +35,12 @@ TE_INT8_API bool& wrote_windows();
 struct WindowPacking {
   int64_t groups = 1;
   int64_t taps = 1;  ///< values of the window
-  int64_t line = 1;  ///< that are side by side in the input
+  int64_t line = 1;  ///< of these are padded together to whole fours of codes: those side by side where single ones are none
   friend bool operator==(const WindowPacking&, const WindowPacking&) = default;
 };
 inline WindowPacking packing_of(at::IntArrayRef weight, const ConvolutionGeometry& geometry) {
-  return {geometry.groups, c10::multiply_integers(weight.slice(2)), geometry.dilation.back() == 1 ? weight.back() : 1};
+  const bool together = geometry.dilation.back() == 1 && weight[1] * geometry.groups % 4 != 0;
+  return {geometry.groups, c10::multiply_integers(weight.slice(2)), together ? weight.back() : 1};
 }
 
 /// Whether scaled_convolution_packed takes a weight of sizes [O,C/groups,*].
