@@ -1,5 +1,5 @@
 // The back end "cpu": convolutions of codes as products of windows and panels (kernels.h). Windows are read from the input's
-// codes, channels last, where they lie: a window's values come in pieces, and the weight's panels are padded to match these.
+// codes, channels last, where they lie (windows.h): a window's values come in pieces, which the weight's panels are padded to match.
 #include <algorithm>
 #include <utility>
 #include <vector>
