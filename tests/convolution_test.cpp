@@ -222,22 +222,27 @@ TEST_CASE("one weight is convolved with several dilations and numbers of groups"
   torch::manual_seed(0);
   nn::Conv2d layer(nn::Conv2dOptions(3, 6, 3));
   layer->to(test_device());
-  const auto x = torch::randn({2, 3, 12, 11}, test_device()), wide = torch::randn({2, 6, 12, 11}, test_device());
   const torch::NoGradGuard no_grad;
-  const auto all = [&](const std::string& backend) {
-    const AutocastGuard guard(layer, Mode::Inference, Recipe().backend(backend));
-    std::vector<Tensor> results;
-    for (int i = 0; i < 2; ++i) {
-      for (const int64_t dilation : {1, 2}) {
-        results.push_back(torch::conv2d(x, layer->weight, layer->bias, 1, 1, dilation));
-        results.push_back(torch::conv2d(wide, layer->weight, layer->bias, 1, 1, dilation, 2));
-      }
-    }
-    CHECK(guard.report().layers.front().calls == 8);
-    return results;
+  struct Call {
+    Tensor x;
+    int64_t dilation, groups;
+    Tensor of(const nn::Conv2d& by) const { return torch::conv2d(x, by->weight, by->bias, 1, 1, dilation, groups); }
   };
-  const auto ours = all("auto"), reference = all("reference");
-  for (std::size_t i = 0; i < ours.size(); ++i) CHECK(torch::equal(ours[i], reference[i]));
+  std::vector<Call> calls;
+  for (const int64_t dilation : {1, 2}) {
+    for (const int64_t groups : {1, 2}) calls.push_back({torch::randn({2, 3 * groups, 12, 11}, test_device()), dilation, groups});
+  }
+  std::vector<Tensor> alone;
+  for (const auto& call : calls) {  // a weight of its own for each
+    const nn::Conv2d copy(std::dynamic_pointer_cast<nn::Conv2dImpl>(layer->clone()));
+    const AutocastGuard guard(copy, Mode::Inference);
+    alone.push_back(call.of(copy));
+  }
+  const AutocastGuard guard(layer, Mode::Inference);
+  for (int i = 0; i < 2; ++i) {
+    for (std::size_t at = 0; at < calls.size(); ++at) CHECK(same(calls[at].of(layer), alone[at]));
+  }
+  CHECK(guard.report().layers.front().calls == 8);
 }
 
 TEST_CASE("one scale for a whole activation or weight", "[guard][convolution]") {
