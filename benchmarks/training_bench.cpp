@@ -202,7 +202,11 @@ void train(benchmark::State& state, const std::string& name, MakeWork make, Make
 const bool registered = [] {
   const std::pair<const char*, MakeWork> works[] = {{"Linear", linear}, {"FeedForward", feed_forward}, {"Blocks", blocks}};
   const std::pair<const char*, MakeRecipe> recipes[] = {
-      {"bf16", nullptr}, {"qat", Recipe::qat}, {"switchback", Recipe::switchback}, {"int8", Recipe::int8_training}, {"int8_small", [] { return Recipe::int8_training().preactivations(te_int8::Precision::Int8); }}};
+      {"bf16", nullptr},
+      {"qat", Recipe::qat},
+      {"switchback", Recipe::switchback},
+      {"int8", Recipe::int8_training},
+      {"int8_small", [] { return Recipe::int8_training().preactivations(te_int8::Precision::Int8); }}};
   for (const auto& [work, make] : works) {
     for (const auto& [name, recipe] : recipes) {
       for (const bool later : {false, true}) {

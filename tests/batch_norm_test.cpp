@@ -4,6 +4,7 @@
 
 #include "guard_support.h"
 
+using Catch::Matchers::ContainsSubstring;
 using namespace te_int8_test;
 
 namespace {
@@ -173,7 +174,9 @@ TEST_CASE("results of a folded convolution that go elsewhere are noticed", "[gua
   CHECK(remark_of(guard->report(), "conv") == "'norm' is folded into it, but has not read 1 of 2 results");
   const auto y = model->conv(x);
   model->norm->train();
-  CHECK(error_of([&] { model->norm(y); }).find("to be in evaluation mode as at the convolution's call, got training mode") != std::string::npos);
+  CHECK_THAT(
+      error_of([&] { model->norm(y); }),
+      ContainsSubstring("to be in evaluation mode as at the convolution's call, got training mode"));
   CHECK(warnings.messages.empty());
   guard.reset();
   REQUIRE(warnings.messages.size() == 1);
@@ -217,5 +220,7 @@ TEST_CASE("pairs that cannot be folded are errors where they were named", "[guar
   if (mode == te_int8::Mode::Inference) {
     CHECK(error_of([&] { const te_int8::AutocastGuard guard(model, mode, twice); }).find("a norm of its own") != std::string::npos);
   }
-  CHECK(error_of([] { te_int8::Recipe().rule("**", named); }).find("expected folding of batch norms, which is a scope's") != std::string::npos);
+  CHECK_THAT(
+      error_of([] { te_int8::Recipe().rule("**", named); }),
+      ContainsSubstring("expected folding of batch norms, which is a scope's"));
 }

@@ -53,7 +53,8 @@ std::vector<ConvolutionOption> convolution_options() {
       option<nn::Conv2d>("2 unbatched", two(plain), {6, 9, 8}),
       option<nn::Conv2d>("2 no samples", two(plain), {0, 6, 9, 8}),
       option<nn::Conv3d>("3", three(plain), x3),
-      option<nn::Conv3d>("3 stride, padding, dilation", three([](auto o) { return o.stride({1, 2, 1}).padding(1).dilation({2, 1, 1}); }), x3),
+      option<nn::Conv3d>(
+          "3 stride, padding, dilation", three([](auto o) { return o.stride({1, 2, 1}).padding(1).dilation({2, 1, 1}); }), x3),
       option<nn::Conv3d>("3 groups", three([](auto o) { return o.groups(2); }), x3),
   };
 }
@@ -71,7 +72,12 @@ template <std::size_t D, typename Module>
 CaughtCall caught(Module& m, const Tensor& input) {
   const auto& o = m.options;
   const bool zeros = std::holds_alternative<torch::enumtype::kZeros>(o.padding_mode());
-  CaughtCall call{input.dim() == static_cast<int64_t>(D) + 1 ? input.unsqueeze(0) : input, {o.stride()->begin(), o.stride()->end()}, std::vector<int64_t>(D, 0), {o.dilation()->begin(), o.dilation()->end()}, o.groups()};
+  CaughtCall call{
+      input.dim() == static_cast<int64_t>(D) + 1 ? input.unsqueeze(0) : input,
+      {o.stride()->begin(), o.stride()->end()},
+      std::vector<int64_t>(D, 0),
+      {o.dilation()->begin(), o.dilation()->end()},
+      o.groups()};
   std::vector<int64_t> around;  // the last dimension first
   for (std::size_t i = D; i-- > 0;) {
     const auto span = (*o.dilation())[i] * (m.weight.size(static_cast<int64_t>(i) + 2) - 1);

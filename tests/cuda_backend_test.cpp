@@ -83,7 +83,8 @@ TEST_CASE("codes by row and by column of large matrices, made at once, are the r
   SKIP_UNLESS_CUDA();
   torch::manual_seed(87);
   for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
-    for (const auto& [rows, columns] : std::vector<Shape>{{4097, 4096}, {8209, 2048}, {2500, 8192}, {1031, 16384}, {4300, 4080}, {4201, 3999}}) {
+    for (const auto& [rows, columns] :
+         std::vector<Shape>{{4097, 4096}, {8209, 2048}, {2500, 8192}, {1031, 16384}, {4300, 4080}, {4201, 3999}}) {
       CAPTURE(rows, columns, dtype);
       require_codes_of_reference(random_matrix(rows, columns, dtype, /*special=*/true), Layout{});
     }

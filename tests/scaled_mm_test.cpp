@@ -233,7 +233,9 @@ TEST_CASE("add_scaled_mm_ says what it expected", "[operators]") {
   const auto error = [&](at::Tensor self) { return error_of([&] { ops::add_scaled_mm_(self, a, b); }); };
   using Catch::Matchers::ContainsSubstring;
   CHECK_THAT(error(torch::zeros({3, 2})), ContainsSubstring("add_scaled_mm_: expected self [2, 3]"));
-  CHECK_THAT(error(torch::zeros({2, 3}, at::kInt)), ContainsSubstring("add_scaled_mm_: expected self to be float, double, half or bfloat16"));
+  CHECK_THAT(
+      error(torch::zeros({2, 3}, at::kInt)),
+      ContainsSubstring("add_scaled_mm_: expected self to be float, double, half or bfloat16"));
   CHECK_THAT(error(torch::zeros({6})), ContainsSubstring("add_scaled_mm_: expected self to have 2 dimensions"));
   CHECK_THAT(error(torch::zeros({2, 3}).requires_grad_()), ContainsSubstring("add_scaled_mm_: expected inputs without requires_grad"));
   CHECK_THAT(

@@ -75,16 +75,10 @@ std::vector<float> by_panel(const OptionalTensor& values, int64_t out_channels, 
   return result;
 }
 
-/// A scale for each window.
-std::vector<float> by_window(const OptionalTensor& scales, const Windows& windows) {
+/// A scale for each window; undefined where there are none.
+Tensor by_window(const OptionalTensor& scales, const Windows& windows) {
   if (!scales) return {};
-  const auto dense = scales->resolve_neg().expand({windows.samples}).contiguous();
-  std::vector<float> result;
-  result.reserve(static_cast<std::size_t>(windows.count()));
-  for (int64_t n = 0; n < windows.samples; ++n) {
-    result.insert(result.end(), static_cast<std::size_t>(windows.per_sample()), dense.const_data_ptr<float>()[n]);
-  }
-  return result;
+  return scales->resolve_neg().expand({windows.samples}).unsqueeze(1).expand({-1, windows.per_sample()}).contiguous();
 }
 
 /// Results [rows, kPanel] go to `out` [samples, channels, per_sample], from `channel` on, for the windows from `first` on.
@@ -225,8 +219,8 @@ Tensor scaled_convolution_packed(
           .type = cpu::type_of(dtype),
           .out = by_channel ? static_cast<void*>(results.data()) : out + (first * channels + channel) * element,
           .ld = by_channel ? cpu::kPanel : channels,
-          .x_scales = x_scales.empty() ? nullptr : x_scales.data() + first,
-          .x_step = x_scales.empty() ? 0 : 1,
+          .x_scales = x_scales.defined() ? x_scales.const_data_ptr<float>() + first : nullptr,
+          .x_step = x_scales.defined() ? 1 : 0,
           .w_scales = w_scales.empty() ? nullptr : w_scales.data() + place * cpu::kPanel,
           .bias = added.empty() ? nullptr : added.data() + place * cpu::kPanel};
       block.multiply(rows, panel_at + place * panels.bytes, column, columns, epilogue);

@@ -102,19 +102,18 @@ void quantize_by_column(const float* x, const float* inverse, int64_t count, int
 // ---- Panels -----------------------------------------------------------------------------------------
 
 void pack(const int8_t* codes, int64_t ld, int64_t columns, int64_t k, uint8_t* panel) {
-  const int64_t whole = k / 4;
-  auto* offsets = panel;
+  const int64_t whole = k / 4 * 4;
   if (columns < kPanel || k % 4 != 0 || k == 0) std::memset(panel, 0, static_cast<std::size_t>(panel_bytes(k)));
   if (k == 0) return;  // a tensor without elements may have no address
   for (int64_t column = 0; column < columns; ++column) {
     const auto* from = codes + column * ld;
     auto* to = panel + kPanelOffsets + column * 4;
-    for (int64_t i = 0; i < whole; ++i) std::memcpy(to + i * kPanel * 4, from + 4 * i, 4);
-    for (int64_t i = 4 * whole; i < k; ++i) std::memcpy(to + whole * kPanel * 4 + i - 4 * whole, from + i, 1);
+    for (int64_t i = 0; i < whole; i += 4) std::memcpy(to + i * kPanel, from + i, 4);
+    if (whole < k) std::memcpy(to + whole * kPanel, from + whole, static_cast<std::size_t>(k - whole));
     int32_t sum = 0;
     for (int64_t i = 0; i < k; ++i) sum += from[i];
     const int32_t offset = -128 * sum;
-    std::memcpy(offsets + column * 4, &offset, 4);
+    std::memcpy(panel + column * 4, &offset, 4);
   }
 }
 

@@ -22,6 +22,8 @@ namespace te_int8::cpu {
 inline constexpr int64_t kPanel = 32;   ///< output channels in a panel
 
 static constexpr int64_t padded_depth(int64_t k) { return (k + 3) / 4 * 4; }
+/// Bytes from row to row of codes that are copied: an odd number of cache lines, or rows may fall into the same sets of the cache.
+static constexpr int64_t row_distance(int64_t bytes) { return ((bytes + 63) / 64 | 1) * 64; }
 inline constexpr int64_t kPanelOffsets = kPanel * static_cast<int64_t>(sizeof(int32_t));  ///< bytes before its codes
 static constexpr int64_t panel_bytes(int64_t k) { return kPanelOffsets + padded_depth(k) * kPanel; }
 static constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }

@@ -36,11 +36,11 @@ std::vector<float> by_column(const OptionalTensor& values, int64_t columns) {
   return padded;
 }
 
-/// Shifted rows of x, padded to whole fours and an odd number of cache lines apart, so that they do not fall into the same sets of the cache.
-class Block {
+/// Shifted rows of x, padded to whole fours.
+class RowBlock {
  public:
-  Block(const int8_t* x, int64_t depth)
-      : x_(x), depth_(depth), padded_(cpu::padded_depth(depth)), ld_(((padded_ + 63) / 64 | 1) * 64) {}
+  RowBlock(const int8_t* x, int64_t depth)
+      : x_(x), depth_(depth), padded_(cpu::padded_depth(depth)), ld_(cpu::row_distance(padded_)) {}
 
   void load(int64_t first, int64_t rows) {
     codes_.resize(static_cast<std::size_t>(rows * ld_));
@@ -114,7 +114,7 @@ Tensor scaled_mm_packed(
   // and a panel that begin in its part.
   in_parallel(
       rows * panel_count, grain(cpu::kPanel * (depth + 32) / 64), [&](int64_t begin, int64_t end) {
-        Block block(x.const_data_ptr<int8_t>(), depth);
+        RowBlock block(x.const_data_ptr<int8_t>(), depth);
         for (int64_t first = begin / panel_count / kBlock * kBlock; first * panel_count < end; first += kBlock) {
           const int64_t count = std::min(kBlock, rows - first), origin = first * panel_count;
           const auto panel_at = [&](int64_t place) {

@@ -18,7 +18,7 @@ namespace te_int8::cpu {
 
 inline constexpr int64_t kCodesInCache = 256 * 1024;  ///< of a block of windows, which are multiplied while the cache has them
 inline constexpr int64_t kMostWindows = 192;          ///< in a block, whose results are in the cache too
-inline constexpr int64_t kShortLine = 7;              ///< of fewer results
+inline constexpr int64_t kShortLine = 7;              ///< the windows of a line of fewer results are gathered
 
 /// Where the windows lie, in three spatial dimensions whatever there are.
 struct Windows {
@@ -120,64 +120,69 @@ class PaddedCodes {
   at::Tensor data_;
 };
 
-/// How a block of windows is multiplied by panels: windows of a line of results are a constant distance apart, and so are rows for
-/// the kernels.
+/// A block of windows that is multiplied by panels. It is a sequence of runs, of windows a constant distance apart, as the rows that
+/// the kernels take are: those of a line of results, or all.
 class WindowBlock {
  public:
   /// Windows in pieces of `depth` codes: their lines, or their single values where `by_line` is not set.
   WindowBlock(const PaddedCodes& codes, const Windows& windows, bool by_line, int64_t depth)
-      : codes_(codes), w_(windows), values_(by_line ? 1 : w_.window[2]), depth_(depth) {}
+      : codes_(codes), w_(windows), values_(by_line ? 1 : w_.window[2]), depth_(depth), pieces_(w_.lines() * values_) {}
 
   void load(int64_t first, int64_t rows, int64_t group) {
-    first_ = first;
-    group_ = group;
-    if (!w_.gathered()) return;
-    gathered_.clear();
-    auto place = w_.place_of(first);
-    for (int64_t row = 0; row < rows; ++row, w_.advance(place)) {
-      const auto* window = find(place);
-      for (const auto offset : offsets_) gathered_.insert(gathered_.end(), window + offset, window + offset + depth_);
-      gathered_.resize(gathered_.size() + kCacheLine);  // or windows may fall into the same sets of the cache
+    runs_.clear();
+    offsets_.clear();
+    for (int64_t row = 0; row < rows; row += runs_.back().rows) {
+      const auto place = w_.place_of(first + row);
+      const int64_t longest = w_.in_one_run() ? rows : w_.positions[2] - place.column;
+      const auto* codes = codes_.data() + place.column * ld() + group * w_.group_channels;
+      runs_.push_back({.rows = std::min(rows - row, longest), .codes = codes});
+      w_.for_each_line(place, [&](bool inside, int64_t line, int64_t /*begin*/) {
+        for (int64_t i = 0; i < values_; ++i) offsets_.push_back(codes_.begin_of(inside, line) + i * w_.dilation[2] * w_.channels);
+      });
     }
+    if (w_.gathered()) gather(rows);
   }
-  void multiply(int64_t rows, const uint8_t* panel, int64_t /*first*/, int64_t columns, const Epilogue& epilogue) {
+  void multiply(int64_t rows, const uint8_t* panel, int64_t /*first*/, int64_t columns, const Epilogue& epilogue) const {
     if (w_.gathered()) {
-      const auto depth = static_cast<int64_t>(offsets_.size()) * depth_;
-      kernels().multiply({.codes = gathered_.data(), .ld = depth + kCacheLine, .depth = depth}, rows, panel, columns, epilogue);
+      const int64_t depth = pieces_ * depth_;
+      kernels().multiply({.codes = gathered_.data(), .ld = row_distance(depth), .depth = depth}, rows, panel, columns, epilogue);
       return;
     }
-    for (int64_t row = 0; row < rows;) {
-      const auto place = w_.place_of(first_ + row);
-      const auto* window = find(place);
-      const int64_t now = w_.in_one_run() ? rows - row : std::min(rows - row, w_.positions[2] - place.column);
-      const Rows windows{
-          .codes = window,
-          .ld = w_.stride[2] * w_.channels,
-          .depth = depth_,
-          .pieces = static_cast<int64_t>(offsets_.size()),
-          .offsets = offsets_.data()};
-      kernels().multiply(windows, now, panel, columns, after(epilogue, row));
-      row += now;
+    const auto* offsets = offsets_.data();
+    int64_t row = 0;
+    for (const auto& run : runs_) {
+      const Rows windows{.codes = run.codes, .ld = ld(), .depth = depth_, .pieces = pieces_, .offsets = offsets};
+      kernels().multiply(windows, run.rows, panel, columns, after(epilogue, row));
+      row += run.rows;
+      offsets += pieces_;
     }
   }
 
  private:
-  static constexpr int64_t kCacheLine = 64;
+  struct Run {
+    int64_t rows;
+    const uint8_t* codes;  ///< from which the offsets of the first window's pieces count
+  };
 
-  /// What offsets_ of a window's pieces, which are set, count from.
-  const uint8_t* find(const Windows::Place& place) {
-    offsets_.clear();
-    w_.for_each_line(place, [&](bool inside, int64_t line, int64_t /*begin*/) {
-      for (int64_t i = 0; i < values_; ++i) offsets_.push_back(codes_.begin_of(inside, line) + i * w_.dilation[2] * w_.channels);
-    });
-    return codes_.data() + place.column * w_.stride[2] * w_.channels + group_ * w_.group_channels;
+  int64_t ld() const { return w_.stride[2] * w_.channels; }
+  void gather(int64_t rows) {
+    const int64_t distance = row_distance(pieces_ * depth_);
+    gathered_.resize(static_cast<std::size_t>(rows * distance));
+    auto* window = gathered_.data();
+    const auto* offsets = offsets_.data();
+    for (const auto& run : runs_) {
+      for (int64_t row = 0; row < run.rows; ++row, window += distance) {
+        for (int64_t i = 0; i < pieces_; ++i) std::copy_n(run.codes + row * ld() + offsets[i], depth_, window + i * depth_);
+      }
+      offsets += pieces_;
+    }
   }
 
   const PaddedCodes& codes_;
   const Windows& w_;
-  int64_t values_, depth_;
-  int64_t first_ = 0, group_ = 0;
-  std::vector<int64_t> offsets_;
+  int64_t values_, depth_, pieces_;
+  std::vector<Run> runs_;
+  std::vector<int64_t> offsets_;  ///< of the pieces of each run's first window
   std::vector<uint8_t> gathered_;
 };
 

@@ -76,8 +76,9 @@ inline at::ScalarType check_scaled_convolution(
   TORCH_CHECK(
       a.device() == b.device(), "te_int8::scaled_convolution: expected b on ", a.device(), " like a, got ", b.device());
   for (std::size_t i = 0; i < spatial; ++i) {
+    const auto dim = static_cast<int64_t>(i) + 2;
     TORCH_CHECK(
-        b.size(static_cast<int64_t>(i) + 2) > 0 && geometry.positions(i, a.size(static_cast<int64_t>(i) + 2), b.size(static_cast<int64_t>(i) + 2)) > 0,
+        b.size(dim) > 0 && geometry.positions(i, a.size(dim), b.size(dim)) > 0,
         "te_int8::scaled_convolution: expected a window of b that fits into the padded a, got shapes ", b.sizes(), " and ",
         a.sizes());
   }

@@ -180,6 +180,7 @@ class Operand {
   /// once, undefined where they are used once, or by a back end that reads them as they are.
   at::Tensor packed(const WindowPacking& packing = {}) {
     if (whole_) {
+      TORCH_INTERNAL_ASSERT(packing == WindowPacking{});  // parts are of a Linear's weight
       const auto panels = whole_->packed();
       if (!panels.defined()) return {};
       const auto count = (data_.size(0) + kPanelRows - 1) / kPanelRows;
