@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1) gradients_by_parts(
 /// f(From()) for the x of a gradient.
 template <typename F>
 cudaError_t with_source(const ActivationGradient& gradient, const F& f) {
-  if (gradient.x_codes != nullptr) return f(ValuesOfCodes<T>{gradient.x_codes, gradient.x_scales, kCodeExponent});
+  if (gradient.x_codes != nullptr) return f(ValuesOfCodes<T>{gradient.x_codes, gradient.x_scales});
   return f(Values<T>{static_cast<const T*>(gradient.x)});
 }
 

@@ -134,7 +134,7 @@ cudaError_t activate_again(
 cudaError_t activate_codes_again(
     Activation f, Type type, const int8_t* x_codes, const float* x_scales, int64_t rows, int64_t width, int sms,
     const Made& made, cudaStream_t stream) {
-  const auto from = [&](auto t) { return ValuesOfCodes<decltype(t)>{x_codes, x_scales, kCodeExponent}; };
+  const auto from = [&](auto t) { return ValuesOfCodes<decltype(t)>{x_codes, x_scales}; };
   return activate_again(from, f, type, rows, width, sms, made, stream);
 }
 

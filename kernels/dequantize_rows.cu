@@ -15,7 +15,7 @@ constexpr int kThreads = 256, kCodes = 16;  ///< codes of a thread
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) values_of_codes(
     const int8_t* __restrict__ codes, const float* __restrict__ scales, int64_t scale_step, int64_t rows, int64_t width,
-    uint32_t code_exponent, T* __restrict__ out) {
+    T* __restrict__ out) {
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kCodes;
   if (column >= width) return;
   const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.y;
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) values_of_codes(
         struct alignas(16) { T values[kPart]; } result;
 #pragma unroll
         for (int i = 0; i < kPart; ++i) {
-          result.values[i] = static_cast<T>(__fmul_rn(value_of_code(words, part * kPart + i, code_exponent), scale));
+          result.values[i] = static_cast<T>(__fmul_rn(value_of_code(words, part * kPart + i), scale));
         }
         reinterpret_cast<decltype(result)*>(to)[part] = result;
       }
@@ -59,7 +59,7 @@ cudaError_t dequantize_rows(
     using T = decltype(t);
     return with_bool(is_aligned(codes) && is_aligned(out) && width % kCodes == 0, [&](auto aligned) {
       values_of_codes<T, decltype(aligned)::value><<<grid, block, 0, stream>>>(
-          codes, scales, one_scale ? 0 : 1, rows, width, kCodeExponent, static_cast<T*>(out));
+          codes, scales, one_scale ? 0 : 1, rows, width, static_cast<T*>(out));
       return cudaGetLastError();
     });
   });

@@ -1,9 +1,7 @@
 // Codes by row, and by tensor.
 #include <algorithm>
 
-#include <cooperative_groups.h>
-
-#include "pdl.cuh"
+#include "clusters.cuh"
 #include "quantize.h"
 #include "rows.cuh"
 
@@ -132,20 +130,6 @@ __global__ void scale_of_tensor(float* amax_then_scale) {
 template <typename T>
 bool aligned_rows(const void* x, int64_t width, const void* codes) {
   return is_aligned(x) && is_aligned(codes) && width % kPiece == 0;
-}
-
-template <auto kKernel, typename... Arguments>
-cudaError_t launch_clusters(int blocks, const Launch& launch, const Arguments&... arguments) {
-  cudaLaunchAttribute together{};
-  together.id = cudaLaunchAttributeClusterDimension;
-  together.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = launch.grid;
-  config.blockDim = launch.block;
-  config.stream = launch.stream;
-  config.attrs = &together;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kKernel, arguments...);
 }
 
 /// How many blocks share a row, and what each has of it; 1: a block has it alone.

@@ -24,7 +24,6 @@ struct Source {
   int64_t rows, columns;
   const float* row_scales = nullptr;
   int64_t scale_step = 0;
-  uint32_t code_exponent = kCodeExponent;
 
   /// 16 bytes from (row, column) on; zeros outside.
   template <bool kAligned, bool kLastUse>
@@ -54,28 +53,77 @@ struct Source {
 template <typename T>
 struct Quad {
   uint4 words[4];
-  float scales[4];
-  uint32_t exponent;
+  alignas(16) float scales[4];
 
   static __device__ int column() { return static_cast<int>(threadIdx.x % 8) * kValues<T>; }
   static __device__ int index() { return static_cast<int>(threadIdx.x / 8); }
 
   template <bool kAligned, bool kLastUse>
   __device__ void load(const Source<T>& x, int64_t top, int64_t left) {
-    exponent = x.code_exponent;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
-      scales[i] = x.scale_of(top + 4 * index() + i);
+    for (int i = 0; i < 4; ++i) words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
+    load_scales<kAligned>(x, top + 4 * index());
+  }
+  /// Those of the rows from `row` on.
+  template <bool kAligned>
+  __device__ void load_scales(const Source<T>& x, int64_t row) {
+    if (kAligned && x.scale_step == 1 && row + 4 <= x.rows) {
+      *reinterpret_cast<float4*>(scales) = *reinterpret_cast<const float4*>(x.row_scales + row);
+      return;
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scales[i] = x.scale_of(row + i);
   }
   __device__ float value(int row, int column) const {
     if constexpr (std::is_same_v<T, int8_t>) {
-      return __fmul_rn(value_of_code(words[row], column, exponent), scales[row]);
+      return __fmul_rn(value_of_code(words[row], column), scales[row]);
     } else {
       return value_of<T>(words[row], column);
     }
   }
+};
+
+/// Maxima of magnitudes as bits, of as many columns in a word as there is room for.
+template <typename T>
+struct Maxima {
+  static constexpr int kWords = 4, kColumns = static_cast<int>(4 / sizeof(T));
+  static constexpr uint32_t kMagnitude = sizeof(T) == 4 ? 0x7fffffffU : 0x7fff7fffU;
+  /// What all columns of a warp's rows have at least.
+  static __device__ uint32_t least(const Quad<T>&) { return 0; }
+  static __device__ uint32_t of(const Quad<T>& quad, int row, int word) {
+    return word_of(quad.words[row], word) & kMagnitude;
+  }
+  static __device__ uint32_t larger(uint32_t a, uint32_t b) { return sizeof(T) == 4 ? max(a, b) : __vmaxu2(a, b); }
+  static __device__ uint32_t of_rows(const Quad<T>& quad, int word) {
+    return larger(larger(of(quad, 0, word), of(quad, 1, word)), larger(of(quad, 2, word), of(quad, 3, word)));
+  }
+  /// The bits of the i-th column as those of a float.
+  static __device__ uint32_t bits(uint32_t word, int i) {
+    return magnitude(value_of<T>(make_uint4(word, 0, 0, 0), i));
+  }
+};
+/// Of codes the products by their row's scale, whose sign the maximum of floats ignores for nothing. It ignores NaN too:
+/// rows with such a scale have infinities instead, which mean the same to a column.
+template <>
+struct Maxima<int8_t> {
+  static constexpr int kWords = 16, kColumns = 1;
+  static constexpr uint32_t kInfinity = 0x7f800000U;
+  static __device__ uint32_t least(const Quad<int8_t>& quad) {
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) finite = finite && magnitude(quad.scales[i]) < kInfinity;
+    return __all_sync(0xffffffffU, finite) ? 0 : kInfinity;
+  }
+  static __device__ uint32_t of(const Quad<int8_t>& quad, int row, int word) {
+    return __float_as_uint(quad.value(row, word));
+  }
+  static __device__ uint32_t larger(uint32_t a, uint32_t b) {
+    return __float_as_uint(fmaxf(fabsf(__uint_as_float(a)), fabsf(__uint_as_float(b))));
+  }
+  static __device__ uint32_t of_rows(const Quad<int8_t>& quad, int word) {
+    return larger(larger(of(quad, 0, word), of(quad, 1, word)), larger(of(quad, 2, word), of(quad, 3, word)));
+  }
+  static __device__ uint32_t bits(uint32_t word, int) { return word; }
 };
 
 /// Combines what the four lanes of a warp with the same columns have of them, and shares it out: a half each by pairs 16

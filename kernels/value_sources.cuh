@@ -30,14 +30,13 @@ struct ValuesOfCodes {
   };
   const int8_t* codes;
   const float* scales;
-  uint32_t code_exponent;
 
   __device__ Fetched fetch(int64_t piece, int64_t row) const {
     return {reinterpret_cast<const uint4*>(codes)[piece], scales[row]};
   }
   __device__ Piece<T, true> values(const Fetched& fetched) const {
     Piece<T, true> piece;
-    piece.map([&](float, int i) { return __fmul_rn(value_of_code(fetched.codes, i, code_exponent), fetched.scale); });
+    piece.map([&](float, int i) { return __fmul_rn(value_of_code(fetched.codes, i), fetched.scale); });
     return piece;
   }
 };

@@ -49,6 +49,25 @@ TEST_CASE("kernels: codes by row, of the whole and by column", "[kernels]") {
   });
 }
 
+TEST_CASE("kernels: codes by column, of rows that blocks of a cluster share", "[kernels]") {
+  SKIP_WITHOUT_GPU();
+  for_each_type([&](auto t) {
+    using T = decltype(t);
+    for (const int64_t rows : {4, 132, 516, 1028, 4100, 8192, 8196, 12'300, 16'384, 16'388}) {
+      for (const int64_t columns : {8, 72, 160}) {
+        CAPTURE(rows, columns, sizeof(T));
+        const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
+        const Device<T> x(as<T>(matrix));
+        const Device<int8_t> codes_t(size_of(rows, columns));
+        const Device<float> scales_t(size_of(columns, 1));
+        const Device<uint8_t> workspace(quantize_columns_workspace(columns));
+        check(quantize_columns(kType<T>, x.get(), rows, columns, workspace.get(), codes_t.get(), scales_t.get(), nullptr));
+        require_same(codes_t, scales_t, codes_of(matrix.transposed()));
+      }
+    }
+  });
+}
+
 TEST_CASE("kernels: codes by row and by column at once, of a matrix large enough for it", "[kernels]") {
   SKIP_WITHOUT_GPU();
   for_each_type([&](auto t) {

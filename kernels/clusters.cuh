@@ -1,0 +1,55 @@
+// Launches by clusters of blocks, on GPUs that have them.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "pdl.cuh"
+#include "per_device.h"
+
+namespace te_int8::kernels {
+
+/// A launch by clusters of `blocks` blocks each.
+class ClusterLaunch {
+ public:
+  ClusterLaunch(int blocks, const Launch& launch) {
+    together_.id = cudaLaunchAttributeClusterDimension;
+    together_.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    config_.gridDim = launch.grid;
+    config_.blockDim = launch.block;
+    config_.dynamicSmemBytes = launch.shared_bytes;
+    config_.stream = launch.stream;
+    config_.attrs = &together_;
+    config_.numAttrs = 1;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;  // config_ refers to together_
+  ClusterLaunch& operator=(const ClusterLaunch&) = delete;
+
+  const cudaLaunchConfig_t& config() const { return config_; }
+
+ private:
+  cudaLaunchAttribute together_{};
+  cudaLaunchConfig_t config_{};
+};
+
+template <auto kKernel, typename... Arguments>
+cudaError_t launch_clusters(int blocks, const Launch& launch, const Arguments&... arguments) {
+  return cudaLaunchKernelEx(&ClusterLaunch(blocks, launch).config(), kKernel, arguments...);
+}
+
+/// Whether the current device runs clusters of so many blocks of a kernel, more than the 8 that all GPUs with clusters run, with so
+/// much dynamic shared memory. Prepares the kernel for them.
+template <auto kKernel, int kBlocks, int kBlockThreads, int kSharedBytes>
+bool runs_in_clusters() {
+  static PerDevice known;
+  return known([] {
+    if (!has_image_of<kKernel, 90>() || allow_shared_memory<kKernel>(kSharedBytes) != cudaSuccess ||
+        cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) {
+      return false;
+    }
+    const ClusterLaunch launch(kBlocks, {kBlocks, kBlockThreads, kSharedBytes, nullptr});
+    int clusters = 0;
+    return cudaOccupancyMaxActiveClusters(&clusters, kKernel, &launch.config()) == cudaSuccess && clusters > 0;
+  });
+}
+
+}  // namespace te_int8::kernels

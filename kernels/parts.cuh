@@ -1,0 +1,84 @@
+// A part of a matrix in shared memory, from which codes of the transpose are made. See Note [Parts].
+#pragma once
+
+#include <cuda_pipeline_primitives.h>
+
+#include "tiles.cuh"
+
+namespace te_int8::kernels {
+
+// Note [Parts]
+//
+// Four rows of 16 bytes, a quad, give a word of codes for each of their columns. The lanes of a warp take quads of the
+// same columns, one below the other, so that words leave in runs of 128 bytes. As the pieces of 16 bytes that they read would
+// meet in a bank, those of each 128 bytes are permuted by the number of their quad.
+
+/// __pipeline_memcpy_async of 16 bytes that nobody reads again.
+__device__ inline void copy_for_last_use(uint4* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from), "l"(policy)
+               : "memory");
+#else
+  __pipeline_memcpy_async(to, from, 16);
+#endif
+}
+
+/// 16 KB: kWidth bytes of each row, 128 or 64.
+template <typename T, int kWidth>
+struct Part {
+  static constexpr int kOfThread = 4, kBytes = 16 * kOfThread * kThreads;
+  static constexpr int kPieces = kWidth / 16, kOfPiece = kValues<T>, kColumns = kPieces * kOfPiece;
+  static constexpr int kRows = kBytes / kWidth, kWarpsOfPiece = kThreads / 32 / kPieces;
+
+  /// What this thread makes codes of: the columns of a piece, four rows from quad_row() on.
+  static __device__ int piece() { return static_cast<int>(threadIdx.x / 32) % kPieces; }
+  static __device__ int quad_row() { return 4 * (static_cast<int>(threadIdx.x / 32) / kPieces * 32 + static_cast<int>(threadIdx.x % 32)); }
+  static __device__ int place(int row, int piece) { return (row * kPieces + piece) ^ (row / 4 % 8); }
+
+  /// Sends for the columns from `left` on of `rows` rows from `top` on; zeros elsewhere. To be committed and waited for. What is read
+  /// for the last time is the first to leave the L2 cache.
+  template <bool kAligned, bool kLastUse>
+  static __device__ void fetch(const Source<T>& x, int64_t top, int64_t left, int rows, uint4* part) {
+    constexpr int kStep = kThreads / kPieces;  // rows, of eight quads or a multiple, so that places are permuted alike
+    const int row = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
+    const int64_t column = left + piece * kOfPiece, step = kStep * x.columns;
+    const T* from = x.values + (top + row) * x.columns + column;
+    uint4* to = part + place(row, piece);
+#pragma unroll
+    for (int i = 0; i < kOfThread; ++i, from += step, to += kThreads) {
+      const bool inside = row + i * kStep < rows && column < x.columns;
+      if (kAligned && inside) {
+        if constexpr (kLastUse) {
+          copy_for_last_use(to, from);
+        } else {
+          __pipeline_memcpy_async(to, from, 16);
+        }
+      } else {
+        *to = inside ? x.template load<false, kLastUse>(top + row + i * kStep, column) : make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+  /// This thread's words of a part.
+  static __device__ void load(const uint4* part, uint4 (&words)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = part[place(quad_row() + i, piece())];
+  }
+  /// store(word of codes, j) for the j-th column of the piece; `inverses` are those of the part's columns, aligned.
+  template <typename Store>
+  static __device__ void for_each_word(const Quad<T>& quad, const float* inverses, const Store& store) {
+    alignas(16) float four[4];
+#pragma unroll
+    for (int j = 0; j < kOfPiece; ++j) {
+      if (j % 4 == 0) *reinterpret_cast<float4*>(four) = *reinterpret_cast<const float4*>(inverses + piece() * kOfPiece + j);
+      const float inverse = four[j % 4];
+      const auto code = [&](int i) { return code_of(quad.value(i, j), inverse); };
+      store(pack(code(0), code(1), code(2), code(3), inverse), j);
+    }
+  }
+};
+
+}  // namespace te_int8::kernels
