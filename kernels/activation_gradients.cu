@@ -81,7 +81,7 @@ __device__ void differentiate(
 
 constexpr int kGradientThreads = 512, kPieces = 2;
 
-/// Each row of a block's threads takes parts of kPartRows rows of the matrix, two pieces a thread, the next row on its way.
+/// Each row of a block's threads takes parts of kSummedRows rows of the matrix, two pieces a thread, the next row on its way.
 template <Activation kActivation, bool kMaxima, typename From>
 __global__ void __launch_bounds__(kGradientThreads, 1) gradients_by_parts(
     const From x, T* dy, unsigned rows, unsigned pieces_a_row, int8_t* __restrict__ codes, float* __restrict__ scales,
@@ -96,16 +96,16 @@ __global__ void __launch_bounds__(kGradientThreads, 1) gradients_by_parts(
   }
   const unsigned lane = threadIdx.x % 32, warps_a_row = blockDim.x / 32, first_warp = threadIdx.y * warps_a_row;
   const unsigned warp = first_warp + threadIdx.x / 32;
-  const unsigned padded_rows = (rows + kPartRows - 1) / kPartRows * kPartRows;
-  const unsigned to_next_part = (gridDim.x * blockDim.y - 1) * kPartRows + 1;
-  unsigned first_row = blockIdx.x * blockDim.y * kPartRows;  // of the block, whose threads meet at barriers
+  const unsigned padded_rows = (rows + kSummedRows - 1) / kSummedRows * kSummedRows;
+  const unsigned to_next_part = (gridDim.x * blockDim.y - 1) * kSummedRows + 1;
+  unsigned first_row = blockIdx.x * blockDim.y * kSummedRows;  // of the block, whose threads meet at barriers
 
   Columns<kMaxima> columns[kPieces];
   typename From::Fetched next_x[kPieces] = {};
   Piece<T, true> next_dy[kPieces];
   const auto piece_of_row = [&](int p) { return p * blockDim.x + threadIdx.x; };
   const auto fetch = [&] {
-    const unsigned row = first_row + threadIdx.y * kPartRows;
+    const unsigned row = first_row + threadIdx.y * kSummedRows;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
       const bool there = row < rows && piece_of_row(p) < pieces_a_row;
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kGradientThreads, 1) gradients_by_parts(
   };
   fetch();
   while (first_row < padded_rows) {
-    const unsigned row = first_row + threadIdx.y * kPartRows;
-    const bool ends_part = row % kPartRows == kPartRows - 1;
+    const unsigned row = first_row + threadIdx.y * kSummedRows;
+    const bool ends_part = row % kSummedRows == kSummedRows - 1;
     Piece<T, true> pieces[kPieces];
     uint32_t amax = 0;
 #pragma unroll
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(kGradientThreads, 1) gradients_by_parts(
         pieces[p].template store<true>(codes + begin, kPiece, 1, 0, step.inverse);
       }
       if constexpr (!kMaxima) {
-        if (of_columns.sums != nullptr && ends_part && row - (kPartRows - 1) < rows) {
-          columns[p].end_part(of_columns.sums + (int64_t{row / kPartRows} * pieces_a_row + piece_of_row(p)) * kPiece);
+        if (of_columns.sums != nullptr && ends_part && row - (kSummedRows - 1) < rows) {
+          columns[p].end_part(of_columns.sums + (int64_t{row / kSummedRows} * pieces_a_row + piece_of_row(p)) * kPiece);
         }
       }
     }
@@ -181,7 +181,7 @@ template <bool kMaxima>
 cudaError_t launch(const ActivationGradient& gradient, int sms, const OfColumns& of_columns, cudaStream_t stream) {
   if (gradient.rows == 0 || gradient.width == 0) return cudaSuccess;
   const auto block = block_of(gradient.width);
-  const int64_t wanted = ceil_div(ceil_div(gradient.rows, kPartRows), block.y);
+  const int64_t wanted = ceil_div(ceil_div(gradient.rows, kSummedRows), block.y);
   return with_activation(gradient.f, [&](auto activation) {
     return with_source(gradient, [&](auto x) {
       gradients_by_parts<decltype(activation)::value, kMaxima>
@@ -198,12 +198,12 @@ cudaError_t launch(const ActivationGradient& gradient, int sms, const OfColumns&
 bool fits_activation_gradient(Type type, int64_t rows, int64_t width, int sms) {
   constexpr int64_t kNarrowest = 4096, kWidest = kGradientThreads * kPieces * kPiece;
   if (type != Type::BFloat16 || width % kPiece != 0 || width < kNarrowest || width > kWidest) return false;
-  const int64_t parts = ceil_div(rows, kPartRows);
+  const int64_t parts = ceil_div(rows, kSummedRows);
   return 2 * parts >= int64_t{sms} * block_of(width).y && rows * (width / kPiece) < int64_t{1} << 31;
 }
 
 std::size_t activation_gradient_workspace(int64_t rows, int64_t width) {
-  return static_cast<std::size_t>(ceil_div(rows, kPartRows) * width) * sizeof(float);
+  return static_cast<std::size_t>(ceil_div(rows, kSummedRows) * width) * sizeof(float);
 }
 
 cudaError_t activation_gradient(

@@ -36,19 +36,20 @@ cudaError_t launch_clusters(int blocks, const Launch& launch, const Arguments&..
   return cudaLaunchKernelEx(&ClusterLaunch(blocks, launch).config(), kKernel, arguments...);
 }
 
-/// Whether the current device runs clusters of so many blocks of a kernel, more than the 8 that all GPUs with clusters run, with so
-/// much dynamic shared memory. Prepares the kernel for them.
+/// Whether the current device runs clusters of up to kBlocks blocks of a kernel, which may be more than the 8 that every GPU with
+/// clusters runs, with up to kSharedBytes of dynamic shared memory. Prepares the kernel for them.
 template <auto kKernel, int kBlocks, int kBlockThreads, int kSharedBytes>
 bool runs_in_clusters() {
   static PerDevice known;
   return known([] {
-    if (!has_image_of<kKernel, 90>() || allow_shared_memory<kKernel>(kSharedBytes) != cudaSuccess ||
-        cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) {
-      return false;
-    }
+    if (!has_image_of<kKernel, 90>()) return false;
     const ClusterLaunch launch(kBlocks, {kBlocks, kBlockThreads, kSharedBytes, nullptr});
     int clusters = 0;
-    return cudaOccupancyMaxActiveClusters(&clusters, kKernel, &launch.config()) == cudaSuccess && clusters > 0;
+    const bool runs = allow_shared_memory<kKernel>(kSharedBytes) == cudaSuccess &&
+                      cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+                      cudaOccupancyMaxActiveClusters(&clusters, kKernel, &launch.config()) == cudaSuccess && clusters > 0;
+    if (!runs) static_cast<void>(cudaGetLastError());  // an answer, which the next launch must not be blamed for
+    return runs;
   });
 }
 

@@ -62,7 +62,7 @@ cudaError_t add_up_tiles(const float* of_tile, int64_t rows, int64_t columns, fl
 }
 
 cudaError_t add_up_parts(const float* of_part, int64_t rows, int64_t columns, float* sums, cudaStream_t stream) {
-  return add_up<kTileRows / kPartRows>(of_part, rows, columns, sums, stream);
+  return add_up<kTileRows / kSummedRows>(of_part, rows, columns, sums, stream);
 }
 
 std::size_t column_sums_workspace(int64_t rows, int64_t columns) {

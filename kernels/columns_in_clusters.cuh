@@ -1,7 +1,7 @@
 // Codes by column, transposed, of a matrix that is read once. See Note [Clusters].
 #pragma once
 
-#include <algorithm>
+#include <type_traits>
 
 #include "clusters.cuh"
 #include "launch.h"
@@ -11,14 +11,18 @@ namespace te_int8::kernels {
 
 // Note [Clusters]
 //
-// On GPUs that have clusters of blocks, a strip of columns may fit into the shared memory of one. Each block copies its
+// On GPUs that run clusters of 16 blocks, a strip of columns may fit into the shared memory of one. Each block copies its
 // rows of the strip, finds their maxima part by part as they come, and writes these to all blocks of the cluster; when all have
-// done so, it makes its codes of what it still holds. Three blocks share a multiprocessor, so that some copy while others compute.
+// done so, it makes its codes of what it still holds. On Hopper three blocks share a multiprocessor, so that some copy while others
+// compute. Codes of codes are bound by instructions, of which this way needs as many as others: it is for values.
 
 constexpr int kMostInCluster = 16, kMostParts = 4;
-constexpr int kMostBytes = kMostParts * Part<float, 128>::kBytes;  ///< of a block
+constexpr int kMostBytes = kMostParts * kPartBytes;  ///< of a block
+constexpr int kWide = 128, kNarrow = 64;             ///< strips, in bytes
+/// Of a matrix in strips of this width.
+constexpr int most_rows(int width) { return kMostInCluster * kMostBytes / width; }
 
-/// Waits for the first `part` + 1 of kMostParts copies.
+/// Waits for the first `part` + 1 of kMostParts parts that have been sent for, those without rows too.
 __device__ inline void wait_for_part(int part) {
   static_assert(kMostParts == 4);
   switch (part) {
@@ -29,10 +33,12 @@ __device__ inline void wait_for_part(int part) {
   }
 }
 
-/// Strips of kWidth bytes, a cluster each, whose blocks have `block_rows` rows each, whole fours.
+/// Strips of kWidth bytes, a cluster each, whose blocks have `block_rows` rows each: whole fours, up to kMostParts parts. The last
+/// blocks may have fewer, or none. What is read stays in the L2 cache: codes by row are often made next.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads, 3) columns_in_clusters(
     const Source<T> x, int block_rows, int8_t* __restrict__ codes_t, float* __restrict__ scales_t) {
+  static_assert(!std::is_same_v<T, int8_t>, "scales of rows are not read");
 #if __CUDA_ARCH__ >= 900
   using P = Part<T, kWidth>;
   using M = Maxima<T>;
@@ -47,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 3) columns_in_clusters(
   const int64_t left = static_cast<int64_t>(blockIdx.x / blocks) * P::kColumns, top = static_cast<int64_t>(rank) * block_rows;
   const int rows = static_cast<int>(max(int64_t{0}, min(static_cast<int64_t>(block_rows), x.rows - top)));
   const int parts = (rows + P::kRows - 1) / P::kRows;
-  const auto part_at = [&](int part) { return pieces + part * (P::kBytes / 16); };
+  const auto part_at = [&](int part) { return pieces + part * (kPartBytes / kPieceBytes); };
 
 #pragma unroll 1
   for (int part = 0; part < kMostParts; ++part) {
@@ -63,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 3) columns_in_clusters(
     __syncthreads();
     P::load(part_at(part), quad.words);
 #pragma unroll
-    for (int j = 0; j < M::kWords; ++j) most[j] = M::larger(most[j], M::of_rows(quad, j));
+    for (int j = 0; j < M::kWords; ++j) most[j] = M::larger(most[j], maximum_of_rows(quad, j));
   }
   uint32_t of_lane = 0;  // that of the column with the lane's number in the piece
 #pragma unroll
@@ -118,8 +124,8 @@ struct Division {
 };
 template <typename T>
 Division division_of(const Source<T>& x) {
-  constexpr int kWide = 128, kNarrow = 64, kEnough = 256;  // blocks that keep a GPU busy
-  const int width = x.rows <= kMostInCluster * kMostBytes / kWide ? kWide : kNarrow;
+  constexpr int kEnough = 256;  // blocks that keep a GPU busy
+  const int width = x.rows <= most_rows(kWide) ? kWide : kNarrow;
   const int64_t strips = ceil_div(x.columns * static_cast<int64_t>(sizeof(T)), width);
   const auto more = [&](int blocks) {
     return ceil_div(x.rows, blocks) > kMostBytes / width || (strips * blocks < kEnough && x.rows > int64_t{128} * blocks);
@@ -132,9 +138,9 @@ Division division_of(const Source<T>& x) {
 /// f(std::integral_constant) with the kernel for strips of this width.
 template <typename T, typename F>
 auto with_columns_in_clusters(int width, const F& f) {
-  using Kernel = decltype(&columns_in_clusters<T, 64>);
-  return width == 64 ? f(std::integral_constant<Kernel, columns_in_clusters<T, 64>>())
-                     : f(std::integral_constant<Kernel, columns_in_clusters<T, 128>>());
+  using Kernel = decltype(&columns_in_clusters<T, kNarrow>);
+  return width == kNarrow ? f(std::integral_constant<Kernel, columns_in_clusters<T, kNarrow>>())
+                          : f(std::integral_constant<Kernel, columns_in_clusters<T, kWide>>());
 }
 
 /// Whether quantize_in_clusters takes this matrix of values, for codes in this place, on the current device.
@@ -142,7 +148,7 @@ template <typename T>
 bool fits_clusters(const Source<T>& x, const int8_t* codes_t) {
   const bool aligned = is_aligned(x.values) && x.columns % kValues<T> == 0 && x.rows % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
-  if (!aligned || x.rows > kMostInCluster * kMostBytes / 64) return false;
+  if (!aligned || x.rows > most_rows(kNarrow)) return false;
   return with_columns_in_clusters<T>(division_of(x).width, [](auto kernel) {
     return runs_in_clusters<decltype(kernel)::value, kMostInCluster, kThreads, kMostBytes>();
   });
@@ -152,10 +158,9 @@ template <typename T>
 cudaError_t quantize_in_clusters(const Source<T>& x, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
   const auto division = division_of(x);
   const auto strips = ceil_div(x.columns * static_cast<int64_t>(sizeof(T)), division.width);
-  constexpr int kPart = Part<T, 128>::kBytes;
   const Launch launch{
       static_cast<unsigned>(strips * division.blocks), kThreads,
-      static_cast<std::size_t>(ceil_div(division.block_rows * division.width, kPart) * kPart), stream};
+      static_cast<std::size_t>(ceil_div(division.block_rows * division.width, kPartBytes) * kPartBytes), stream};
   return with_columns_in_clusters<T>(division.width, [&](auto kernel) {
     return launch_clusters<decltype(kernel)::value>(division.blocks, launch, x, division.block_rows, codes_t, scales_t);
   });

@@ -63,7 +63,7 @@ __device__ inline float value_of<__half>(const uint4& words, int i) {
 }
 
 /// The i-th of 16 codes. int8 has no fast conversion, but a dot product of bytes takes one code and adds the bits of
-/// 1.5 * 2^23. It runs beside what picks bytes and compares, of which kernels that make codes have enough.
+/// 1.5 * 2^23, on another pipe than what picks bytes and compares, of which kernels that make codes have enough.
 __device__ inline float value_of_code(const uint4& words, int i) {
   const int sum = __dp4a(static_cast<int>(word_of(words, i / 4)), 1 << 8 * (i % 4), 0x4b400000);
   return __fadd_rn(__int_as_float(sum), -12582912.0F);

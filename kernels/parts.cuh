@@ -27,20 +27,24 @@ __device__ inline void copy_for_last_use(uint4* to, const void* from) {
 #endif
 }
 
-/// 16 KB: kWidth bytes of each row, 128 or 64.
+constexpr int kPiecesOfThread = 4, kPieceBytes = 16, kPartBytes = kPieceBytes * kPiecesOfThread * kThreads;
+
+/// kWidth bytes, 128 or 64, of each row.
 template <typename T, int kWidth>
 struct Part {
-  static constexpr int kOfThread = 4, kBytes = 16 * kOfThread * kThreads;
-  static constexpr int kPieces = kWidth / 16, kOfPiece = kValues<T>, kColumns = kPieces * kOfPiece;
-  static constexpr int kRows = kBytes / kWidth, kWarpsOfPiece = kThreads / 32 / kPieces;
+  static constexpr int kPieces = kWidth / kPieceBytes, kOfPiece = kValues<T>, kColumns = kPieces * kOfPiece;
+  static constexpr int kRows = kPartBytes / kWidth, kWarpsOfPiece = kThreads / 32 / kPieces;
 
   /// What this thread makes codes of: the columns of a piece, four rows from quad_row() on.
   static __device__ int piece() { return static_cast<int>(threadIdx.x / 32) % kPieces; }
-  static __device__ int quad_row() { return 4 * (static_cast<int>(threadIdx.x / 32) / kPieces * 32 + static_cast<int>(threadIdx.x % 32)); }
+  static __device__ int quad_row() {
+    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+    return 4 * (warp / kPieces * 32 + lane);
+  }
   static __device__ int place(int row, int piece) { return (row * kPieces + piece) ^ (row / 4 % 8); }
 
-  /// Sends for the columns from `left` on of `rows` rows from `top` on; zeros elsewhere. To be committed and waited for. What is read
-  /// for the last time is the first to leave the L2 cache.
+  /// Sends for the columns from `left` on of `rows` rows from `top` on; zeros elsewhere. To be committed and waited for. Where
+  /// kLastUse, what is read is the first to leave the L2 cache.
   template <bool kAligned, bool kLastUse>
   static __device__ void fetch(const Source<T>& x, int64_t top, int64_t left, int rows, uint4* part) {
     constexpr int kStep = kThreads / kPieces;  // rows, of eight quads or a multiple, so that places are permuted alike
@@ -49,7 +53,7 @@ struct Part {
     const T* from = x.values + (top + row) * x.columns + column;
     uint4* to = part + place(row, piece);
 #pragma unroll
-    for (int i = 0; i < kOfThread; ++i, from += step, to += kThreads) {
+    for (int i = 0; i < kPiecesOfThread; ++i, from += step, to += kThreads) {
       const bool inside = row + i * kStep < rows && column < x.columns;
       if (kAligned && inside) {
         if constexpr (kLastUse) {
@@ -62,10 +66,15 @@ struct Part {
       }
     }
   }
-  /// This thread's words of a part.
+  /// The words of this thread's quad; of the one that Quad::load gives it, from a tile.
   static __device__ void load(const uint4* part, uint4 (&words)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = part[place(quad_row() + i, piece())];
+  }
+  static __device__ void load_of_tile(const uint4* part, uint4 (&words)[4]) {
+    static_assert(kRows == kTileRows && kColumns == kTileColumns<T>);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = part[place(4 * Quad<T>::index() + i, Quad<T>::column() / kOfPiece)];
   }
   /// store(word of codes, j) for the j-th column of the piece; `inverses` are those of the part's columns, aligned.
   template <typename Store>

@@ -8,7 +8,7 @@
 
 namespace te_int8::kernels {
 
-/// A yes or no for each device, found out when it is wanted there first. Threads that come together may all ask.
+/// A yes or no for each device, found out when it is wanted there first, for good. Threads that come together may all ask.
 class PerDevice {
  public:
   /// What `ask()` says, for the current device.

@@ -39,7 +39,7 @@ cudaError_t column_sums(
 std::size_t quantize_rows_and_columns_workspace(int64_t rows, int64_t columns, bool with_sums);
 
 /// What quantize_rows and quantize_columns give, both, and where the matrix is large in less time: it is read twice, where
-/// they read it three times. Also what column_sums gives, unless `sums` is null.
+/// they read it three times if it does not fit into clusters. Also what column_sums gives, unless `sums` is null.
 cudaError_t quantize_rows_and_columns(
     Type type, const void* x, int64_t rows, int64_t columns, int sms, void* workspace, int8_t* codes, float* scales,
     int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream);

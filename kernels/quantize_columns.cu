@@ -15,12 +15,12 @@ namespace {
 
 // Note [Columns]
 //
-// A column's scale is known only when all of it has been read, so everything is read twice: the second time from
-// the L2 cache. The matrix is cut into tiles of 128 rows by 128 bytes, a column of tiles is a strip, and a group of
-// strips is as much as fits into the cache twice. A launch finds the maxima of one group and makes the codes of the
-// group before it; the order of launches is all the synchronisation there is. Blocks that find maxima
-// do not wait for the launch before theirs: they read x, which an ordinary launch came after, and write to columns of
-// their own, which were cleared before it.
+// A column's scale is known only when all of it has been read. Where no cluster of blocks holds it meanwhile (Note
+// [Clusters]), everything is read twice, the second time from the L2 cache. The matrix is cut into tiles of 128 rows
+// by 128 bytes, a column of tiles is a strip, and a group of strips is as much as fits into the cache twice. A launch
+// finds the maxima of one group and makes the codes of the group before it; the order of launches is all the
+// synchronisation there is. Blocks that find maxima do not wait for the launch before theirs: they read x, which an
+// ordinary launch came after, and write to columns of their own, which were cleared before it.
 
 constexpr int64_t kGroupBytes = 16 << 20;
 
@@ -39,7 +39,7 @@ __device__ void maxima_of_tiles(const Source<T>& x, int64_t top, int64_t left, u
   for (const auto& quad : quads) {
     least = max(least, M::least(quad));
 #pragma unroll
-    for (int j = 0; j < M::kWords; ++j) most[j] = M::larger(most[j], M::of_rows(quad, j));
+    for (int j = 0; j < M::kWords; ++j) most[j] = M::larger(most[j], maximum_of_rows(quad, j));
   }
   const int first = share_out(most, [](uint32_t a, uint32_t b) { return M::larger(a, b); });
 #pragma unroll
@@ -72,7 +72,6 @@ template <typename T, bool kAligned>
 __device__ void codes_of_tile(
     const uint4* part, int64_t top, int64_t left, const Source<T>& x, const uint32_t* amax, int8_t* codes_t, float* scales_t) {
   using P = Tile<T>;
-  static_assert(P::kRows == kTileRows && P::kColumns == kTileColumns<T>);
   __shared__ __align__(16) float inverses[P::kColumns];
   if (const int i = static_cast<int>(threadIdx.x); i < P::kColumns) {
     const bool inside = left + i < x.columns;
@@ -107,14 +106,14 @@ struct Strips {
   unsigned first, count;
 };
 
-/// The maxima of some strips and the codes of others, by blocks that take turns: one for maxima, kTall for codes. amax is zero before
-/// the first launch.
+/// The maxima of some strips and the codes of others, by blocks that take turns: one for maxima, kTall for codes. amax is zero
+/// before the first launch.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 4) quantize_by_tiles(
     const Source<T> x, unsigned tiles, Strips maxima, Strips codes, uint32_t* __restrict__ amax,
     int8_t* __restrict__ codes_t, float* __restrict__ scales_t) {
   constexpr unsigned kLastBlocks = 1024;  // of which some may be the last to run
-  __shared__ __align__(128) uint4 part[Tile<T>::kBytes / 16];
+  __shared__ __align__(128) uint4 part[kPartBytes / kPieceBytes];
   if (blockIdx.x + kLastBlocks >= gridDim.x) let_consumer_start();
   const bool both = maxima.count > 0 && codes.count > 0;
   const unsigned turn = both ? blockIdx.x / (kTall + 1) : blockIdx.x, of_turn = both ? blockIdx.x - turn * (kTall + 1) : 0;
@@ -141,7 +140,7 @@ template <typename T, bool kSums>
 __global__ void __launch_bounds__(kThreads) codes_by_tiles(
     const Source<T> x, unsigned strips, const uint32_t* __restrict__ amax, int8_t* __restrict__ codes_t,
     float* __restrict__ scales_t, float* __restrict__ sums) {
-  __shared__ __align__(128) uint4 part[Tile<T>::kBytes / 16];
+  __shared__ __align__(128) uint4 part[kPartBytes / kPieceBytes];
   const unsigned number = gridDim.x - 1 - blockIdx.x, tile = number / strips, strip = number - tile * strips;
   const int64_t top = static_cast<int64_t>(tile) * kTileRows, left = static_cast<int64_t>(strip) * kTileColumns<T>;
   Tile<T>::template fetch<true, true>(x, top, left, rows_of_tile(x, top), part);
@@ -150,8 +149,7 @@ __global__ void __launch_bounds__(kThreads) codes_by_tiles(
     __pipeline_wait_prior(0);
     __syncthreads();
     Quad<T> quad;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) quad.words[i] = part[Tile<T>::place(4 * Quad<T>::index() + i, static_cast<int>(threadIdx.x % 8))];
+    Tile<T>::load_of_tile(part, quad.words);
     sums_of_tile(quad, left, x.columns, sums + tile * x.columns);
   }
   codes_of_tile<T, true>(part, top, left, x, amax, codes_t, scales_t);
@@ -186,7 +184,7 @@ template <typename T>
 cudaError_t launch(const Source<T>& x, void* workspace, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
   if (x.columns == 0) return cudaSuccess;
   if (x.rows == 0) return cudaMemsetAsync(scales_t, 0, sizeof(float) * static_cast<std::size_t>(x.columns), stream);
-  if constexpr (!std::is_same_v<T, int8_t>) {  // codes are bound by instructions, of which clusters need as many
+  if constexpr (!std::is_same_v<T, int8_t>) {
     if (fits_clusters(x, codes_t)) return quantize_in_clusters(x, codes_t, scales_t, stream);
   }
   auto* amax = static_cast<uint32_t*>(workspace);

@@ -1,4 +1,4 @@
-// A matrix in tiles of 128 rows by 128 bytes, one a block of threads, for kernels that combine the rows of a column.
+// A matrix in tiles of 128 rows by 128 bytes, for kernels that combine the rows of a column.
 #pragma once
 
 #include <cstring>
@@ -49,7 +49,7 @@ struct Source {
   }
 };
 
-/// The four rows of 16 bytes of a tile that a thread takes: a warp reads 16 rows of 128 bytes.
+/// Four rows of 16 bytes that a thread takes. Those that it loads from a tile itself: a warp reads 16 rows of 128 bytes.
 template <typename T>
 struct Quad {
   uint4 words[4];
@@ -94,9 +94,6 @@ struct Maxima {
     return word_of(quad.words[row], word) & kMagnitude;
   }
   static __device__ uint32_t larger(uint32_t a, uint32_t b) { return sizeof(T) == 4 ? max(a, b) : __vmaxu2(a, b); }
-  static __device__ uint32_t of_rows(const Quad<T>& quad, int word) {
-    return larger(larger(of(quad, 0, word), of(quad, 1, word)), larger(of(quad, 2, word), of(quad, 3, word)));
-  }
   /// The bits of the i-th column as those of a float.
   static __device__ uint32_t bits(uint32_t word, int i) {
     return magnitude(value_of<T>(make_uint4(word, 0, 0, 0), i));
@@ -120,11 +117,16 @@ struct Maxima<int8_t> {
   static __device__ uint32_t larger(uint32_t a, uint32_t b) {
     return __float_as_uint(fmaxf(fabsf(__uint_as_float(a)), fabsf(__uint_as_float(b))));
   }
-  static __device__ uint32_t of_rows(const Quad<int8_t>& quad, int word) {
-    return larger(larger(of(quad, 0, word), of(quad, 1, word)), larger(of(quad, 2, word), of(quad, 3, word)));
-  }
   static __device__ uint32_t bits(uint32_t word, int) { return word; }
 };
+
+/// Of a quad's four rows.
+template <typename T>
+__device__ uint32_t maximum_of_rows(const Quad<T>& quad, int word) {
+  using M = Maxima<T>;
+  return M::larger(
+      M::larger(M::of(quad, 0, word), M::of(quad, 1, word)), M::larger(M::of(quad, 2, word), M::of(quad, 3, word)));
+}
 
 /// Combines what the four lanes of a warp with the same columns have of them, and shares it out: a half each by pairs 16
 /// lanes apart, a quarter by those 8 apart. The quarter of a lane begins at the word that is returned, and lies first.
@@ -148,12 +150,12 @@ __device__ int share_out(V (&of_lane)[kWords], const Combine& combine) {
 }
 
 /// How many rows column_sums adds up one after the other, in what becomes a part of a tile's sum.
-constexpr int kPartRows = 16;
+constexpr int kSummedRows = 16;
 
 /// Word `index` of each row that a warp has in the columns of this lane, where `index` is the lane's number among the four
 /// with these columns.
 template <typename T>
-__device__ void share_rows(const Quad<T>& quad, uint32_t (&rows)[kPartRows]) {
+__device__ void share_rows(const Quad<T>& quad, uint32_t (&rows)[kSummedRows]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const bool second_half = (lane & 16) != 0, second_quarter = (lane & 8) != 0;
   uint32_t half[2][8];
@@ -183,13 +185,13 @@ __device__ void sums_of_tile(const Quad<T>& quad, int64_t left, int64_t columns,
   constexpr int kInWord = kValues<T> / 4;
   __shared__ float of_part[kThreads / 32][kTileColumns<T>];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  uint32_t rows[kPartRows];
+  uint32_t rows[kSummedRows];
   share_rows(quad, rows);
 #pragma unroll
   for (int j = 0; j < kInWord; ++j) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kPartRows; ++i) sum += value_of<T>(make_uint4(rows[i], 0, 0, 0), j);
+    for (int i = 0; i < kSummedRows; ++i) sum += value_of<T>(make_uint4(rows[i], 0, 0, 0), j);
     of_part[warp][lane % 8 * kValues<T> + lane / 8 * kInWord + j] = sum;
   }
   __syncthreads();

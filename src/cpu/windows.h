@@ -120,8 +120,8 @@ class PaddedCodes {
   at::Tensor data_;
 };
 
-/// A block of windows that is multiplied by panels. It is a sequence of runs, of windows a constant distance apart, as the rows that
-/// the kernels take are: those of a line of results, or all.
+/// A block of windows that is multiplied by panels. It is a sequence of runs, of windows a constant distance apart, as the rows
+/// that the kernels take are: those of a line of results, or all.
 class WindowBlock {
  public:
   /// Windows in pieces of `depth` codes: their lines, or their single values where `by_line` is not set.
@@ -142,6 +142,7 @@ class WindowBlock {
     }
     if (w_.gathered()) gather(rows);
   }
+  /// `rows` are those that were loaded.
   void multiply(int64_t rows, const uint8_t* panel, int64_t /*first*/, int64_t columns, const Epilogue& epilogue) const {
     if (w_.gathered()) {
       const int64_t depth = pieces_ * depth_;
