@@ -132,8 +132,12 @@ void multiply_rows(const Rows& x, const uint8_t* panel, int64_t /*columns*/, Beg
     left_sums[r] = _mm512_loadu_si512(begin.sums + r * begin.ld);
     right_sums[r] = _mm512_loadu_si512(begin.sums + r * begin.ld + 16);
   }
+  const int64_t ld = x.ld;
   for (int64_t piece = 0; piece < x.pieces; ++piece) {
-    const auto* from = piece_of(x, piece);
+    // A pointer to every third row, from which an address reaches the next two. For one a row there are not enough registers, and
+    // GCC would have one a row if it saw that they move together.
+    const uint8_t* third[(rows + 2) / 3];
+    for (int i = 0; i < (rows + 2) / 3; ++i) third[i] = piece_of(x, piece) + 3 * i * ld;
     for (int64_t k = 0; k < x.depth; k += 4, panel += 4 * kPanel) {
       const auto left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 64);
       if constexpr (fetch) {
@@ -144,10 +148,14 @@ void multiply_rows(const Rows& x, const uint8_t* panel, int64_t /*columns*/, Beg
 #pragma GCC unroll 12
       for (int r = 0; r < rows; ++r) {
         int32_t four;
-        std::memcpy(&four, from + r * x.ld + k, 4);
+        std::memcpy(&four, third[r / 3] + r % 3 * ld, 4);
         const auto codes = _mm512_set1_epi32(four);
         add_products(left_sums[r], codes, left);
         add_products(right_sums[r], codes, right);
+      }
+      for (auto& row : third) {
+        row += 4;
+        asm("" : "+r"(row));
       }
     }
   }
@@ -261,6 +269,11 @@ void multiply(const Rows& x, int64_t rows, const uint8_t* panel, int64_t columns
   for (int64_t row = 0, now; row < rows; row += now) {
     const int64_t left = rows - row, passes = (left + kAtOnce - 1) / kAtOnce;
     now = few ? rows : (left + passes - 1) / passes;  // of about as many rows each
+    for (int64_t r = 0; r < now; ++r) {  // or stores would wait for what they replace
+      const auto* out = static_cast<const char*>(after(epilogue, row + r).out);
+      __builtin_prefetch(out, 1);
+      __builtin_prefetch(out + 64, 1);
+    }
     if (few) {
       multiply_few(x, rows, codes, columns, offsets, sums);
     } else {
