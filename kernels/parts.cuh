@@ -17,7 +17,7 @@ namespace te_int8::kernels {
 __device__ inline void copy_for_last_use(uint4* to, const void* from) {
 #if __CUDA_ARCH__ >= 800
   uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(to))),
                "l"(from), "l"(policy)

@@ -67,7 +67,7 @@ __device__ int rows_of_tile(const Source<T>& x, int64_t top) {
   return static_cast<int>(min(static_cast<int64_t>(kTileRows), x.rows - top));
 }
 
-/// The codes of a tile that has been sent for.
+/// The codes of a tile that has been sent for, by words where they fit.
 template <typename T, bool kAligned>
 __device__ void codes_of_tile(
     const uint4* part, int64_t top, int64_t left, const Source<T>& x, const uint32_t* amax, int8_t* codes_t, float* scales_t) {
@@ -85,18 +85,16 @@ __device__ void codes_of_tile(
   if (row >= x.rows || column >= x.columns) return;
   Quad<T> quad;
   P::load(part, quad.words);
-  quad.template load_scales<kAligned>(x, row);
+  quad.load_scales(x, row);
   int8_t* to = codes_t + column * x.rows + row;
-  if (kAligned && x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0) {
-    P::for_each_word(quad, inverses, [&](unsigned word, int) {
-      __stcs(reinterpret_cast<unsigned*>(to), word);
-      to += x.rows;
-    });
-    return;
-  }
+  const bool whole = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
   P::for_each_word(quad, inverses, [&](unsigned word, int j) {
-    if (column + j >= x.columns) return;
-    for (int byte = 0; byte < 4 && row + byte < x.rows; ++byte) to[byte] = static_cast<int8_t>(word >> 8 * byte);
+    if (!kAligned && column + j >= x.columns) return;
+    if (whole) {
+      __stcs(reinterpret_cast<unsigned*>(to), word);
+    } else {
+      for (int byte = 0; byte < 4 && row + byte < x.rows; ++byte) to[byte] = static_cast<int8_t>(word >> 8 * byte);
+    }
     to += x.rows;
   });
 }
@@ -190,8 +188,7 @@ cudaError_t launch(const Source<T>& x, void* workspace, int8_t* codes_t, float* 
   auto* amax = static_cast<uint32_t*>(workspace);
   const auto cleared = cudaMemsetAsync(amax, 0, quantize_columns_workspace(x.columns), stream);
   if (cleared != cudaSuccess) return cleared;
-  const bool scales_fit = x.scale_step == 0 || is_aligned(x.row_scales);
-  return with_bool(is_aligned(x.values) && x.columns % kValues<T> == 0 && scales_fit, [&](auto aligned) {
+  return with_bool(is_aligned(x.values) && x.columns % kValues<T> == 0, [&](auto aligned) {
     return launch_groups<T, decltype(aligned)::value>(x, amax, codes_t, scales_t, stream);
   });
 }

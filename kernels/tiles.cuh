@@ -62,12 +62,11 @@ struct Quad {
   __device__ void load(const Source<T>& x, int64_t top, int64_t left) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
-    load_scales<kAligned>(x, top + 4 * index());
+    load_scales(x, top + 4 * index());
   }
-  /// Those of the rows from `row` on.
-  template <bool kAligned>
+  /// Those of the rows from `row` on, a multiple of four.
   __device__ void load_scales(const Source<T>& x, int64_t row) {
-    if (kAligned && x.scale_step == 1 && row + 4 <= x.rows) {
+    if (x.scale_step == 1 && row + 4 <= x.rows && is_aligned(x.row_scales)) {
       *reinterpret_cast<float4*>(scales) = *reinterpret_cast<const float4*>(x.row_scales + row);
       return;
     }
