@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(kThreads, 3) columns_in_clusters(
     wait_for_part(part);
     __syncthreads();
     P::load(part_at(part), quad.words);
-#pragma unroll
-    for (int j = 0; j < M::kWords; ++j) most[j] = M::larger(most[j], maximum_of_rows(quad, j));
+    M::raise(quad, most);
   }
   uint32_t of_lane = 0;  // that of the column with the lane's number in the piece
 #pragma unroll

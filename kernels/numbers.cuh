@@ -69,6 +69,12 @@ __device__ inline float value_of_code(const uint4& words, int i) {
   return __fadd_rn(__int_as_float(sum), -12582912.0F);
 }
 
+/// Of 16 codes, as bytes without a sign.
+__device__ inline uint4 magnitudes_of_codes(const uint4& words) {
+  const auto of = [](uint32_t word) { return __vabsdiffu4(word ^ 0x80808080U, 0x80808080U); };
+  return make_uint4(of(words.x), of(words.y), of(words.z), of(words.w));
+}
+
 template <typename T>
 __device__ inline float to_float(T x) { return static_cast<float>(x); }
 template <>

@@ -24,26 +24,22 @@ namespace {
 
 constexpr int64_t kGroupBytes = 16 << 20;
 
-constexpr int kTall = 2;  ///< tiles, one below the other, whose maxima a block finds
+constexpr int kTall = 2;  ///< tiles, one below the other, that a block of quantize_by_tiles takes
 
 template <typename T, bool kAligned>
 __device__ void maxima_of_tiles(const Source<T>& x, int64_t top, int64_t left, uint32_t* amax) {
   using M = Maxima<T>;
   __shared__ uint32_t of_warp[kThreads / 32][8 * M::kWords];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  uint32_t most[M::kWords] = {}, least = 0;
+  uint32_t most[M::kWords] = {};
   Quad<T> quads[kTall];
 #pragma unroll
   for (int tile = 0; tile < kTall; ++tile) quads[tile].template load<kAligned, false>(x, top + tile * kTileRows, left);
 #pragma unroll
-  for (const auto& quad : quads) {
-    least = max(least, M::least(quad));
-#pragma unroll
-    for (int j = 0; j < M::kWords; ++j) most[j] = M::larger(most[j], maximum_of_rows(quad, j));
-  }
+  for (const auto& quad : quads) M::raise(quad, most);
   const int first = share_out(most, [](uint32_t a, uint32_t b) { return M::larger(a, b); });
 #pragma unroll
-  for (int j = 0; j < M::kWords / 4; ++j) of_warp[warp][(first + j) * 8 + lane % 8] = M::larger(most[j], least);
+  for (int j = 0; j < M::kWords / 4; ++j) of_warp[warp][(first + j) * 8 + lane % 8] = most[j];
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
   if (i < 8 * M::kWords) {
@@ -67,11 +63,12 @@ __device__ int rows_of_tile(const Source<T>& x, int64_t top) {
   return static_cast<int>(min(static_cast<int64_t>(kTileRows), x.rows - top));
 }
 
-/// The codes of a tile that has been sent for, by words where they fit.
-template <typename T, bool kAligned>
-__device__ void codes_of_tile(
+/// The codes of kTiles tiles, one below the other, that have been sent for one after the other; by words where they fit.
+template <int kTiles, typename T, bool kAligned>
+__device__ void codes_of_tiles(
     const uint4* part, int64_t top, int64_t left, const Source<T>& x, const uint32_t* amax, int8_t* codes_t, float* scales_t) {
   using P = Tile<T>;
+  static_assert(kTiles <= 2);
   __shared__ __align__(16) float inverses[P::kColumns];
   if (const int i = static_cast<int>(threadIdx.x); i < P::kColumns) {
     const bool inside = left + i < x.columns;
@@ -79,24 +76,37 @@ __device__ void codes_of_tile(
     inverses[i] = step.inverse;
     if (inside && top == 0) scales_t[left + i] = step.scale;
   }
-  __pipeline_wait_prior(0);
-  __syncthreads();
-  const int64_t row = top + P::quad_row(), column = left + P::piece() * P::kOfPiece;
-  if (row >= x.rows || column >= x.columns) return;
-  Quad<T> quad;
-  P::load(part, quad.words);
-  quad.load_scales(x, row);
-  int8_t* to = codes_t + column * x.rows + row;
-  const bool whole = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
-  P::for_each_word(quad, inverses, [&](unsigned word, int j) {
-    if (!kAligned && column + j >= x.columns) return;
-    if (whole) {
-      __stcs(reinterpret_cast<unsigned*>(to), word);
+  const int64_t column = left + P::piece() * P::kOfPiece;
+  const auto outside = [&](int j) { return !kAligned && column + j >= x.columns; };
+  const bool by_words = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
+#pragma unroll 1
+  for (int tile = 0; tile < kTiles; ++tile, part += kPartBytes / kPieceBytes) {
+    if (tile + 1 < kTiles) {
+      __pipeline_wait_prior(1);
     } else {
-      for (int byte = 0; byte < 4 && row + byte < x.rows; ++byte) to[byte] = static_cast<int8_t>(word >> 8 * byte);
+      __pipeline_wait_prior(0);
     }
-    to += x.rows;
-  });
+    __syncthreads();
+    const int64_t row = top + tile * kTileRows + P::quad_row();
+    if (row >= x.rows || column >= x.columns) continue;
+    Quad<T> quad;
+    P::load(part, quad.words);
+    quad.load_scales(x, row);
+    int8_t* to = codes_t + column * x.rows + row;
+    if (by_words) {
+      P::for_each_word(quad, inverses, [&](unsigned word, int j) {
+        if (outside(j)) return;
+        __stcs(reinterpret_cast<unsigned*>(to), word);
+        to += x.rows;
+      });
+      continue;
+    }
+    P::for_each_word(quad, inverses, [&](unsigned word, int j) {
+      if (outside(j)) return;
+      for (int byte = 0; byte < 4 && row + byte < x.rows; ++byte) to[byte] = static_cast<int8_t>(word >> 8 * byte);
+      to += x.rows;
+    });
+  }
 }
 
 /// Neighbouring strips.
@@ -104,35 +114,37 @@ struct Strips {
   unsigned first, count;
 };
 
-/// The maxima of some strips and the codes of others, by blocks that take turns: one for maxima, kTall for codes. amax is zero
-/// before the first launch.
+/// The maxima of some strips and the codes of others, by blocks that take turns: strip_blocks for each strip. amax is zero before
+/// the first launch.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 4) quantize_by_tiles(
-    const Source<T> x, unsigned tiles, Strips maxima, Strips codes, uint32_t* __restrict__ amax,
+    const Source<T> x, unsigned strip_blocks, Strips maxima, Strips codes, uint32_t* __restrict__ amax,
     int8_t* __restrict__ codes_t, float* __restrict__ scales_t) {
   constexpr unsigned kLastBlocks = 1024;  // of which some may be the last to run
-  __shared__ __align__(128) uint4 part[kPartBytes / kPieceBytes];
+  __shared__ __align__(128) uint4 part[kTall][kPartBytes / kPieceBytes];
   if (blockIdx.x + kLastBlocks >= gridDim.x) let_consumer_start();
-  const bool both = maxima.count > 0 && codes.count > 0;
-  const unsigned turn = both ? blockIdx.x / (kTall + 1) : blockIdx.x, of_turn = both ? blockIdx.x - turn * (kTall + 1) : 0;
-  const bool finds_maxima = both ? of_turn == 0 : maxima.count > 0;
-  const unsigned number = !both || finds_maxima ? turn : turn * kTall + of_turn - 1;
+  const bool both = maxima.count > 0 && codes.count > 0, finds_maxima = both ? blockIdx.x % 2 == 0 : maxima.count > 0;
+  const unsigned number = both ? blockIdx.x / 2 : blockIdx.x;
   const Strips strips = finds_maxima ? maxima : codes;
-  const unsigned tile = number / strips.count * (finds_maxima ? kTall : 1), strip = number % strips.count;
-  if (tile >= tiles) return;
-  const int64_t top = static_cast<int64_t>(tile) * kTileRows;
+  const unsigned block = number / strips.count, strip = number - block * strips.count;
+  if (block >= strip_blocks) return;
+  const int64_t top = static_cast<int64_t>(block) * kTall * kTileRows;
   const int64_t left = static_cast<int64_t>(strips.first + strip) * kTileColumns<T>;
   if (finds_maxima) {
     maxima_of_tiles<T, kAligned>(x, top, left, amax);
   } else {
-    Tile<T>::template fetch<kAligned, true>(x, top, left, rows_of_tile(x, top), part);
-    __pipeline_commit();
+#pragma unroll
+    for (int tile = 0; tile < kTall; ++tile) {
+      const int64_t from = top + tile * kTileRows;
+      Tile<T>::template fetch<kAligned, true>(x, from, left, rows_of_tile(x, from), part[tile]);
+      __pipeline_commit();
+    }
     wait_for_producer();
-    codes_of_tile<T, kAligned>(part, top, left, x, amax, codes_t, scales_t);
+    codes_of_tiles<kTall, T, kAligned>(part[0], top, left, x, amax, codes_t, scales_t);
   }
 }
 
-/// The codes of a matrix whose maxima are known. The last tile first: what was read last is still in the L2 cache.
+/// The codes of a matrix whose maxima the kernel before finds. The last tile first: what was read last is still in the L2 cache.
 /// Where kSums, also the sums of each tile's columns [tiles, columns].
 template <typename T, bool kSums>
 __global__ void __launch_bounds__(kThreads) codes_by_tiles(
@@ -141,7 +153,8 @@ __global__ void __launch_bounds__(kThreads) codes_by_tiles(
   __shared__ __align__(128) uint4 part[kPartBytes / kPieceBytes];
   const unsigned number = gridDim.x - 1 - blockIdx.x, tile = number / strips, strip = number - tile * strips;
   const int64_t top = static_cast<int64_t>(tile) * kTileRows, left = static_cast<int64_t>(strip) * kTileColumns<T>;
-  Tile<T>::template fetch<true, true>(x, top, left, rows_of_tile(x, top), part);
+  wait_for_producer();
+  Tile<T>::template fetch<true, false>(x, top, left, rows_of_tile(x, top), part);
   __pipeline_commit();
   if constexpr (kSums) {
     __pipeline_wait_prior(0);
@@ -150,26 +163,26 @@ __global__ void __launch_bounds__(kThreads) codes_by_tiles(
     Tile<T>::load_of_tile(part, quad.words);
     sums_of_tile(quad, left, x.columns, sums + tile * x.columns);
   }
-  codes_of_tile<T, true>(part, top, left, x, amax, codes_t, scales_t);
+  codes_of_tiles<1, T, true>(part, top, left, x, amax, codes_t, scales_t);
 }
 
 template <typename T, bool kAligned>
 cudaError_t launch_groups(
     const Source<T>& x, uint32_t* amax, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
   const auto [tiles, strips] = Grid(x);
+  const unsigned strip_blocks = (tiles + kTall - 1) / kTall;
   const auto group = static_cast<unsigned>(std::clamp<int64_t>(kGroupBytes / (x.rows * 128), 1, strips));
   Strips codes{0, 0};
   for (unsigned first = 0; first < strips + group; first += group) {
     const Strips maxima{first, first < strips ? std::min(group, strips - first) : 0};
-    const unsigned turns = maxima.count * ((tiles + kTall - 1) / kTall), of_codes = codes.count * tiles;
-    const bool both = turns > 0 && of_codes > 0;
-    const unsigned blocks = both ? std::max(turns, (of_codes + kTall - 1) / kTall) * (kTall + 1) : turns + of_codes;
+    const bool both = maxima.count > 0 && codes.count > 0;
+    const unsigned blocks = std::max(maxima.count, codes.count) * strip_blocks * (both ? 2 : 1);
     if (first == 0) {  // x may be what the kernel before writes
       quantize_by_tiles<T, kAligned>
-          <<<blocks, kThreads, 0, stream>>>(x, tiles, maxima, codes, amax, codes_t, scales_t);
+          <<<blocks, kThreads, 0, stream>>>(x, strip_blocks, maxima, codes, amax, codes_t, scales_t);
       if (const auto error = cudaGetLastError(); error != cudaSuccess) return error;
     } else if (const auto error = launch_after_producer<quantize_by_tiles<T, kAligned>>(
-                   {blocks, kThreads, 0, stream}, x, tiles, maxima, codes, amax, codes_t, scales_t);
+                   {blocks, kThreads, 0, stream}, x, strip_blocks, maxima, codes, amax, codes_t, scales_t);
                error != cudaSuccess) {
       return error;
     }
@@ -191,6 +204,20 @@ cudaError_t launch(const Source<T>& x, void* workspace, int8_t* codes_t, float* 
   return with_bool(is_aligned(x.values) && x.columns % kValues<T> == 0, [&](auto aligned) {
     return launch_groups<T, decltype(aligned)::value>(x, amax, codes_t, scales_t, stream);
   });
+}
+
+/// Whether codes by row and by column come sooner by a pass each, of which clusters make the second, than by a first pass that
+/// finds the maxima of columns too (rows_and_maxima.h). Measured on an H200: up to 11 % below this size, and slower above.
+bool sooner_by_a_pass_each(Type type, const void* x, int64_t rows, int64_t columns, const int8_t* codes_t) {
+  constexpr int64_t kLarge = 64 << 20;  // bytes
+  bool sooner = false;
+  static_cast<void>(with_type(type, [&](auto t) {
+    using T = decltype(t);
+    const Source<T> source{static_cast<const T*>(x), rows, columns};
+    sooner = rows * columns * static_cast<int64_t>(sizeof(T)) < kLarge && fits_clusters(source, codes_t);
+    return cudaSuccess;
+  }));
+  return sooner;
 }
 
 }  // namespace
@@ -220,9 +247,8 @@ cudaError_t quantize_columns_with_maxima(
     const Source<T> x{static_cast<const T*>(values), rows, columns};
     const Grid grid(x);
     return with_bool(sums != nullptr, [&](auto with_sums) {
-      codes_by_tiles<T, decltype(with_sums)::value>
-          <<<grid.tiles * grid.strips, kThreads, 0, stream>>>(x, grid.strips, amax, codes_t, scales_t, of_tile);
-      return cudaGetLastError();
+      return launch_after_producer<codes_by_tiles<T, decltype(with_sums)::value>>(
+          {grid.tiles * grid.strips, kThreads, 0, stream}, x, grid.strips, amax, codes_t, scales_t, of_tile);
     });
   });
   return error != cudaSuccess || sums == nullptr ? error : add_up_tiles(of_tile, rows, columns, sums, stream);
@@ -233,7 +259,8 @@ cudaError_t quantize_rows_and_columns(
     int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream) {
   auto* amax = static_cast<uint32_t*>(workspace);
   void* for_sums = amax + columns;
-  if (fits_rows_and_maxima(type, x, rows, columns, codes)) {
+  const bool a_pass_each = sums == nullptr && sooner_by_a_pass_each(type, x, rows, columns, codes_t);
+  if (!a_pass_each && fits_rows_and_maxima(type, x, rows, columns, codes)) {
     auto error = cudaMemsetAsync(amax, 0, quantize_columns_workspace(columns), stream);
     if (error == cudaSuccess) error = quantize_rows_finding_maxima(type, x, rows, columns, sms, codes, scales, amax, stream);
     return error != cudaSuccess ? error

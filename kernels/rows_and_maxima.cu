@@ -3,6 +3,7 @@
 
 #include "launch.h"
 #include "numbers.cuh"
+#include "pdl.cuh"
 #include "rows.cuh"
 
 namespace te_int8::kernels {
@@ -30,6 +31,7 @@ __global__ void __launch_bounds__(kRowThreads) rows_and_maxima(
     }
   };
   load_next(blockIdx.x);
+  let_consumer_start();
   int turn = 0;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     uint32_t amax = 0;

@@ -25,17 +25,14 @@ struct Source {
   const float* row_scales = nullptr;
   int64_t scale_step = 0;
 
-  /// 16 bytes from (row, column) on; zeros outside.
+  /// 16 bytes of a row that has `left` values from there on; zeros beyond.
   template <bool kAligned, bool kLastUse>
-  __device__ uint4 load(int64_t row, int64_t column) const {
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (row >= rows || column >= columns) return words;
-    const T* from = values + row * columns + column;
+  __device__ uint4 load(const T* from, int64_t left) const {
+    uint4 words;
     if constexpr (kAligned) {
       const auto* whole = reinterpret_cast<const uint4*>(from);
       words = kLastUse ? __ldcs(whole) : *whole;
     } else {
-      const int64_t left = columns - column;
       T part[kValues<T>];
 #pragma unroll
       for (int i = 0; i < kValues<T>; ++i) part[i] = i < left ? from[i] : T();
@@ -60,9 +57,14 @@ struct Quad {
 
   template <bool kAligned, bool kLastUse>
   __device__ void load(const Source<T>& x, int64_t top, int64_t left) {
+    const int64_t row = top + 4 * index(), first = left + column();
+    const int there = first < x.columns ? static_cast<int>(max(int64_t{0}, min(int64_t{4}, x.rows - row))) : 0;
+    const T* from = x.values + row * x.columns + first;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = x.template load<kAligned, kLastUse>(top + 4 * index() + i, left + column());
-    load_scales(x, top + 4 * index());
+    for (int i = 0; i < 4; ++i, from += x.columns) {
+      words[i] = i < there ? x.template load<kAligned, kLastUse>(from, x.columns - first) : make_uint4(0, 0, 0, 0);
+    }
+    load_scales(x, row);
   }
   /// Those of the rows from `row` on, a multiple of four.
   __device__ void load_scales(const Source<T>& x, int64_t row) {
@@ -86,46 +88,67 @@ struct Quad {
 template <typename T>
 struct Maxima {
   static constexpr int kWords = 4, kColumns = static_cast<int>(4 / sizeof(T));
-  static constexpr uint32_t kMagnitude = sizeof(T) == 4 ? 0x7fffffffU : 0x7fff7fffU;
-  /// What all columns of a warp's rows have at least.
-  static __device__ uint32_t least(const Quad<T>&) { return 0; }
-  static __device__ uint32_t of(const Quad<T>& quad, int row, int word) {
-    return word_of(quad.words[row], word) & kMagnitude;
-  }
   static __device__ uint32_t larger(uint32_t a, uint32_t b) { return sizeof(T) == 4 ? max(a, b) : __vmaxu2(a, b); }
   /// The bits of the i-th column as those of a float.
   static __device__ uint32_t bits(uint32_t word, int i) {
     return magnitude(value_of<T>(make_uint4(word, 0, 0, 0), i));
   }
+  /// Raises `most` to what a quad's four rows have.
+  static __device__ void raise(const Quad<T>& quad, uint32_t (&most)[kWords]) {
+    constexpr uint32_t kMagnitude = sizeof(T) == 4 ? 0x7fffffffU : 0x7fff7fffU;
+#pragma unroll
+    for (int j = 0; j < kWords; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) most[j] = larger(most[j], word_of(quad.words[i], j) & kMagnitude);
+    }
+  }
 };
 /// Of codes the products by their row's scale, whose sign the maximum of floats ignores for nothing. It ignores NaN too:
-/// rows with such a scale have infinities instead, which mean the same to a column.
+/// such products count as infinities, which mean the same to a column.
 template <>
 struct Maxima<int8_t> {
   static constexpr int kWords = 16, kColumns = 1;
-  static constexpr uint32_t kInfinity = 0x7f800000U;
-  static __device__ uint32_t least(const Quad<int8_t>& quad) {
-    bool finite = true;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) finite = finite && magnitude(quad.scales[i]) < kInfinity;
-    return __all_sync(0xffffffffU, finite) ? 0 : kInfinity;
-  }
-  static __device__ uint32_t of(const Quad<int8_t>& quad, int row, int word) {
-    return __float_as_uint(quad.value(row, word));
-  }
   static __device__ uint32_t larger(uint32_t a, uint32_t b) {
     return __float_as_uint(fmaxf(fabsf(__uint_as_float(a)), fabsf(__uint_as_float(b))));
   }
   static __device__ uint32_t bits(uint32_t word, int) { return word; }
-};
+  static __device__ void raise(const Quad<int8_t>& quad, uint32_t (&most)[kWords]) {
+    // The bits of 2^23 and a magnitude are those of their sum, and 2^23 * scale is exact: so a fused multiply-add takes the one
+    // from the other, and rounds the product once.
+    constexpr float kBase = 0x1p23F, kLargest = 0x1p104F;
+    bool small = true;
+    float minus[4];
+    uint4 magnitudes[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      small = small && fabsf(quad.scales[i]) < kLargest;
+      minus[i] = __fmul_rn(-kBase, quad.scales[i]);
+      magnitudes[i] = magnitudes_of_codes(quad.words[i]);
+    }
+    if (!small) {
+      raise_by_large(quad, most);
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < kWords; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float sum = __uint_as_float(__dp4a(word_of(magnitudes[i], j / 4), 1U << 8 * (j % 4), __float_as_uint(kBase)));
+        most[j] = larger(most[j], __float_as_uint(__fmaf_rn(sum, quad.scales[i], minus[i])));
+      }
+    }
+  }
 
-/// Of a quad's four rows.
-template <typename T>
-__device__ uint32_t maximum_of_rows(const Quad<T>& quad, int word) {
-  using M = Maxima<T>;
-  return M::larger(
-      M::larger(M::of(quad, 0, word), M::of(quad, 1, word)), M::larger(M::of(quad, 2, word), M::of(quad, 3, word)));
-}
+ private:
+  static __device__ void raise_by_large(const Quad<int8_t>& quad, uint32_t (&most)[kWords]) {
+    constexpr uint32_t kInfinity = 0x7f800000U;
+#pragma unroll
+    for (int j = 0; j < kWords; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) most[j] = larger(most[j], min(magnitude(quad.value(i, j)), kInfinity));
+    }
+  }
+};
 
 /// Combines what the four lanes of a warp with the same columns have of them, and shares it out: a half each by pairs 16
 /// lanes apart, a quarter by those 8 apart. The quarter of a lane begins at the word that is returned, and lies first.
