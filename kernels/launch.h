@@ -16,15 +16,15 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + 
 
 __host__ __device__ inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-/// f(T()) with the type that `type` names.
-template <typename F>
-cudaError_t with_type(Type type, const F& f) {
+/// f(T()) with the type that `type` names; `otherwise` if it names none.
+template <typename F, typename Result = cudaError_t>
+Result with_type(Type type, const F& f, Result otherwise = cudaErrorInvalidValue) {
   switch (type) {
     case Type::Float: return f(float());
     case Type::Half: return f(__half());
     case Type::BFloat16: return f(__nv_bfloat16());
   }
-  return cudaErrorInvalidValue;
+  return otherwise;
 }
 
 /// f(std::bool_constant) with the value of `condition`.

@@ -69,10 +69,15 @@ __device__ inline float value_of_code(const uint4& words, int i) {
   return __fadd_rn(__int_as_float(sum), -12582912.0F);
 }
 
-/// Of 16 codes, as bytes without a sign.
+/// The magnitudes of 16 codes, as unsigned bytes; that of -128 is 128.
 __device__ inline uint4 magnitudes_of_codes(const uint4& words) {
   const auto of = [](uint32_t word) { return __vabsdiffu4(word ^ 0x80808080U, 0x80808080U); };
   return make_uint4(of(words.x), of(words.y), of(words.z), of(words.w));
+}
+
+/// 2^23 and the i-th of 16 magnitudes.
+__device__ inline float raised_magnitude(const uint4& magnitudes, int i) {
+  return __uint_as_float(__dp4a(word_of(magnitudes, i / 4), 1U << 8 * (i % 4), __float_as_uint(0x1p23F)));
 }
 
 template <typename T>

@@ -62,7 +62,7 @@ struct Part {
           __pipeline_memcpy_async(to, from, 16);
         }
       } else {
-        *to = inside ? x.template load<false, kLastUse>(from, x.columns - column) : make_uint4(0, 0, 0, 0);
+        *to = inside ? Source<T>::template load<false, false>(from, x.columns - column) : make_uint4(0, 0, 0, 0);
       }
     }
   }

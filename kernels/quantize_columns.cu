@@ -20,21 +20,21 @@ namespace {
 // by 128 bytes, a column of tiles is a strip, and a group of strips is as much as fits into the cache twice. A launch
 // finds the maxima of one group and makes the codes of the group before it; the order of launches is all the
 // synchronisation there is. Blocks that find maxima do not wait for the launch before theirs: they read x, which an
-// ordinary launch came after, and write to columns of their own, which were cleared before it.
+// ordinary launch came after, and write to columns of their own, which were cleared before it. Blocks for codes wait once they have
+// sent for x.
 
 constexpr int64_t kGroupBytes = 16 << 20;
 
-constexpr int kTall = 2;  ///< tiles, one below the other, that a block of quantize_by_tiles takes
-
-template <typename T, bool kAligned>
+/// Of kTiles tiles, one below the other.
+template <int kTiles, typename T, bool kAligned>
 __device__ void maxima_of_tiles(const Source<T>& x, int64_t top, int64_t left, uint32_t* amax) {
   using M = Maxima<T>;
   __shared__ uint32_t of_warp[kThreads / 32][8 * M::kWords];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   uint32_t most[M::kWords] = {};
-  Quad<T> quads[kTall];
+  Quad<T> quads[kTiles];
 #pragma unroll
-  for (int tile = 0; tile < kTall; ++tile) quads[tile].template load<kAligned, false>(x, top + tile * kTileRows, left);
+  for (int tile = 0; tile < kTiles; ++tile) quads[tile].template load<kAligned, false>(x, top + tile * kTileRows, left);
 #pragma unroll
   for (const auto& quad : quads) M::raise(quad, most);
   const int first = share_out(most, [](uint32_t a, uint32_t b) { return M::larger(a, b); });
@@ -57,18 +57,21 @@ __device__ void maxima_of_tiles(const Source<T>& x, int64_t top, int64_t left, u
 template <typename T>
 using Tile = Part<T, 128>;
 
-/// The rows of a tile from `top` on that there are.
-template <typename T>
-__device__ int rows_of_tile(const Source<T>& x, int64_t top) {
-  return static_cast<int>(min(static_cast<int64_t>(kTileRows), x.rows - top));
+/// Sends for the tile whose first value is at (top, left), as a group of its own. Where kLastUse, what is read is the first to leave
+/// the L2 cache.
+template <typename T, bool kAligned, bool kLastUse>
+__device__ void fetch_tile(const Source<T>& x, int64_t top, int64_t left, uint4* part) {
+  const auto rows = static_cast<int>(min(static_cast<int64_t>(kTileRows), x.rows - top));  // none or less beyond the last
+  Tile<T>::template fetch<kAligned, kLastUse>(x, top, left, rows, part);
+  __pipeline_commit();
 }
 
-/// The codes of kTiles tiles, one below the other, that have been sent for one after the other; by words where they fit.
+/// The codes of kTiles tiles, one below the other, which were sent for last, one after the other; by words where they fit.
 template <int kTiles, typename T, bool kAligned>
 __device__ void codes_of_tiles(
     const uint4* part, int64_t top, int64_t left, const Source<T>& x, const uint32_t* amax, int8_t* codes_t, float* scales_t) {
-  using P = Tile<T>;
   static_assert(kTiles <= 2);
+  using P = Tile<T>;
   __shared__ __align__(16) float inverses[P::kColumns];
   if (const int i = static_cast<int>(threadIdx.x); i < P::kColumns) {
     const bool inside = left + i < x.columns;
@@ -80,14 +83,14 @@ __device__ void codes_of_tiles(
   const auto outside = [&](int j) { return !kAligned && column + j >= x.columns; };
   const bool by_words = x.rows % 4 == 0 && reinterpret_cast<uintptr_t>(codes_t) % 4 == 0;
 #pragma unroll 1
-  for (int tile = 0; tile < kTiles; ++tile, part += kPartBytes / kPieceBytes) {
+  for (int tile = 0; tile < kTiles; ++tile, top += kTileRows, part += kPartBytes / kPieceBytes) {
     if (tile + 1 < kTiles) {
       __pipeline_wait_prior(1);
     } else {
       __pipeline_wait_prior(0);
     }
     __syncthreads();
-    const int64_t row = top + tile * kTileRows + P::quad_row();
+    const int64_t row = top + P::quad_row();
     if (row >= x.rows || column >= x.columns) continue;
     Quad<T> quad;
     P::load(part, quad.words);
@@ -114,33 +117,31 @@ struct Strips {
   unsigned first, count;
 };
 
-/// The maxima of some strips and the codes of others, by blocks that take turns: strip_blocks for each strip. amax is zero before
-/// the first launch.
-template <typename T, bool kAligned>
+/// The maxima of some strips and the codes of others, by blocks of kTiles tiles that take turns: strip_blocks for each strip. amax is
+/// zero before the first launch.
+template <typename T, bool kAligned, int kTiles>
 __global__ void __launch_bounds__(kThreads, 4) quantize_by_tiles(
     const Source<T> x, unsigned strip_blocks, Strips maxima, Strips codes, uint32_t* __restrict__ amax,
     int8_t* __restrict__ codes_t, float* __restrict__ scales_t) {
   constexpr unsigned kLastBlocks = 1024;  // of which some may be the last to run
-  __shared__ __align__(128) uint4 part[kTall][kPartBytes / kPieceBytes];
+  __shared__ __align__(128) uint4 part[kTiles][kPartBytes / kPieceBytes];
   if (blockIdx.x + kLastBlocks >= gridDim.x) let_consumer_start();
   const bool both = maxima.count > 0 && codes.count > 0, finds_maxima = both ? blockIdx.x % 2 == 0 : maxima.count > 0;
   const unsigned number = both ? blockIdx.x / 2 : blockIdx.x;
   const Strips strips = finds_maxima ? maxima : codes;
   const unsigned block = number / strips.count, strip = number - block * strips.count;
   if (block >= strip_blocks) return;
-  const int64_t top = static_cast<int64_t>(block) * kTall * kTileRows;
+  const int64_t top = static_cast<int64_t>(block) * kTiles * kTileRows;
   const int64_t left = static_cast<int64_t>(strips.first + strip) * kTileColumns<T>;
   if (finds_maxima) {
-    maxima_of_tiles<T, kAligned>(x, top, left, amax);
+    maxima_of_tiles<kTiles, T, kAligned>(x, top, left, amax);
   } else {
 #pragma unroll
-    for (int tile = 0; tile < kTall; ++tile) {
-      const int64_t from = top + tile * kTileRows;
-      Tile<T>::template fetch<kAligned, true>(x, from, left, rows_of_tile(x, from), part[tile]);
-      __pipeline_commit();
+    for (int tile = 0; tile < kTiles; ++tile) {
+      fetch_tile<T, kAligned, true>(x, top + tile * kTileRows, left, part[tile]);
     }
     wait_for_producer();
-    codes_of_tiles<kTall, T, kAligned>(part[0], top, left, x, amax, codes_t, scales_t);
+    codes_of_tiles<kTiles, T, kAligned>(part[0], top, left, x, amax, codes_t, scales_t);
   }
 }
 
@@ -154,8 +155,7 @@ __global__ void __launch_bounds__(kThreads) codes_by_tiles(
   const unsigned number = gridDim.x - 1 - blockIdx.x, tile = number / strips, strip = number - tile * strips;
   const int64_t top = static_cast<int64_t>(tile) * kTileRows, left = static_cast<int64_t>(strip) * kTileColumns<T>;
   wait_for_producer();
-  Tile<T>::template fetch<true, false>(x, top, left, rows_of_tile(x, top), part);
-  __pipeline_commit();
+  fetch_tile<T, true, false>(x, top, left, part);
   if constexpr (kSums) {
     __pipeline_wait_prior(0);
     __syncthreads();
@@ -166,11 +166,26 @@ __global__ void __launch_bounds__(kThreads) codes_by_tiles(
   codes_of_tiles<1, T, true>(part, top, left, x, amax, codes_t, scales_t);
 }
 
-template <typename T, bool kAligned>
+/// Whether blocks take two tiles each, which costs fewer instructions a code: of a matrix large enough that few blocks are enough,
+/// whose codes are stored by words, on a GPU with shared memory for as many blocks as there are registers for.
+template <typename T>
+bool by_pairs_of_tiles(const Source<T>& x) {
+  constexpr unsigned kMany = 768;
+  constexpr int kAtOnce = 4;
+  static PerDevice known;
+  const auto [tiles, strips] = Grid(x);
+  return tiles * strips >= kMany && x.rows % 4 == 0 && known([] {
+    int on_each = 0;
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(&on_each, quantize_by_tiles<T, true, 2>, kThreads, 0) == cudaSuccess &&
+           on_each >= kAtOnce;
+  });
+}
+
+template <typename T, bool kAligned, int kTiles>
 cudaError_t launch_groups(
     const Source<T>& x, uint32_t* amax, int8_t* codes_t, float* scales_t, cudaStream_t stream) {
   const auto [tiles, strips] = Grid(x);
-  const unsigned strip_blocks = (tiles + kTall - 1) / kTall;
+  const unsigned strip_blocks = (tiles + kTiles - 1) / kTiles;
   const auto group = static_cast<unsigned>(std::clamp<int64_t>(kGroupBytes / (x.rows * 128), 1, strips));
   Strips codes{0, 0};
   for (unsigned first = 0; first < strips + group; first += group) {
@@ -178,10 +193,10 @@ cudaError_t launch_groups(
     const bool both = maxima.count > 0 && codes.count > 0;
     const unsigned blocks = std::max(maxima.count, codes.count) * strip_blocks * (both ? 2 : 1);
     if (first == 0) {  // x may be what the kernel before writes
-      quantize_by_tiles<T, kAligned>
+      quantize_by_tiles<T, kAligned, kTiles>
           <<<blocks, kThreads, 0, stream>>>(x, strip_blocks, maxima, codes, amax, codes_t, scales_t);
       if (const auto error = cudaGetLastError(); error != cudaSuccess) return error;
-    } else if (const auto error = launch_after_producer<quantize_by_tiles<T, kAligned>>(
+    } else if (const auto error = launch_after_producer<quantize_by_tiles<T, kAligned, kTiles>>(
                    {blocks, kThreads, 0, stream}, x, strip_blocks, maxima, codes, amax, codes_t, scales_t);
                error != cudaSuccess) {
       return error;
@@ -201,23 +216,21 @@ cudaError_t launch(const Source<T>& x, void* workspace, int8_t* codes_t, float* 
   auto* amax = static_cast<uint32_t*>(workspace);
   const auto cleared = cudaMemsetAsync(amax, 0, quantize_columns_workspace(x.columns), stream);
   if (cleared != cudaSuccess) return cleared;
-  return with_bool(is_aligned(x.values) && x.columns % kValues<T> == 0, [&](auto aligned) {
-    return launch_groups<T, decltype(aligned)::value>(x, amax, codes_t, scales_t, stream);
-  });
+  if (!is_aligned(x.values) || x.columns % kValues<T> != 0) return launch_groups<T, false, 1>(x, amax, codes_t, scales_t, stream);
+  if (by_pairs_of_tiles(x)) return launch_groups<T, true, 2>(x, amax, codes_t, scales_t, stream);
+  return launch_groups<T, true, 1>(x, amax, codes_t, scales_t, stream);
 }
 
 /// Whether codes by row and by column come sooner by a pass each, of which clusters make the second, than by a first pass that
-/// finds the maxima of columns too (rows_and_maxima.h). Measured on an H200: up to 11 % below this size, and slower above.
-bool sooner_by_a_pass_each(Type type, const void* x, int64_t rows, int64_t columns, const int8_t* codes_t) {
+/// finds the maxima of columns too (rows_and_maxima.h). On an H200 they do below this size, by 9 to 17 %.
+bool sooner_by_a_pass_each(Type type, const void* values, int64_t rows, int64_t columns, const int8_t* codes_t) {
   constexpr int64_t kLarge = 64 << 20;  // bytes
-  bool sooner = false;
-  static_cast<void>(with_type(type, [&](auto t) {
+  const auto sooner = [&](auto t) {
     using T = decltype(t);
-    const Source<T> source{static_cast<const T*>(x), rows, columns};
-    sooner = rows * columns * static_cast<int64_t>(sizeof(T)) < kLarge && fits_clusters(source, codes_t);
-    return cudaSuccess;
-  }));
-  return sooner;
+    const Source<T> x{static_cast<const T*>(values), rows, columns};
+    return rows * columns * static_cast<int64_t>(sizeof(T)) < kLarge && fits_clusters(x, codes_t);
+  };
+  return with_type(type, sooner, false);
 }
 
 }  // namespace
@@ -259,8 +272,8 @@ cudaError_t quantize_rows_and_columns(
     int8_t* codes_t, float* scales_t, float* sums, cudaStream_t stream) {
   auto* amax = static_cast<uint32_t*>(workspace);
   void* for_sums = amax + columns;
-  const bool a_pass_each = sums == nullptr && sooner_by_a_pass_each(type, x, rows, columns, codes_t);
-  if (!a_pass_each && fits_rows_and_maxima(type, x, rows, columns, codes)) {
+  if (fits_rows_and_maxima(type, x, rows, columns, codes) &&
+      (sums != nullptr || !sooner_by_a_pass_each(type, x, rows, columns, codes_t))) {
     auto error = cudaMemsetAsync(amax, 0, quantize_columns_workspace(columns), stream);
     if (error == cudaSuccess) error = quantize_rows_finding_maxima(type, x, rows, columns, sms, codes, scales, amax, stream);
     return error != cudaSuccess ? error

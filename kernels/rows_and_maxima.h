@@ -5,8 +5,8 @@
 
 namespace te_int8::kernels {
 
-/// Whether quantize_rows_finding_maxima computes it, and it is worth it: a matrix of at least 32 MiB, rows of 2,048 values
-/// to 32 KiB, aligned.
+/// Whether quantize_rows_finding_maxima computes it, and sooner than quantize_rows and the maxima by themselves: a matrix of at
+/// least 32 MiB, rows of 2,048 values to 32 KiB, aligned.
 bool fits_rows_and_maxima(Type type, const void* x, int64_t rows, int64_t width, const int8_t* codes);
 
 /// quantize_rows, which raises column_amax [width] to the bits of max |x| of each column.

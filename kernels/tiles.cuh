@@ -27,7 +27,7 @@ struct Source {
 
   /// 16 bytes of a row that has `left` values from there on; zeros beyond.
   template <bool kAligned, bool kLastUse>
-  __device__ uint4 load(const T* from, int64_t left) const {
+  static __device__ uint4 load(const T* from, int64_t left) {
     uint4 words;
     if constexpr (kAligned) {
       const auto* whole = reinterpret_cast<const uint4*>(from);
@@ -62,7 +62,7 @@ struct Quad {
     const T* from = x.values + row * x.columns + first;
 #pragma unroll
     for (int i = 0; i < 4; ++i, from += x.columns) {
-      words[i] = i < there ? x.template load<kAligned, kLastUse>(from, x.columns - first) : make_uint4(0, 0, 0, 0);
+      words[i] = i < there ? Source<T>::template load<kAligned, kLastUse>(from, x.columns - first) : make_uint4(0, 0, 0, 0);
     }
     load_scales(x, row);
   }
@@ -103,8 +103,8 @@ struct Maxima {
     }
   }
 };
-/// Of codes the products by their row's scale, whose sign the maximum of floats ignores for nothing. It ignores NaN too:
-/// such products count as infinities, which mean the same to a column.
+/// Of codes the products by their row's scale, whose sign the maximum of floats ignores at no cost. It ignores NaN too: such
+/// products count as infinities, which mean the same to a column.
 template <>
 struct Maxima<int8_t> {
   static constexpr int kWords = 16, kColumns = 1;
@@ -113,16 +113,14 @@ struct Maxima<int8_t> {
   }
   static __device__ uint32_t bits(uint32_t word, int) { return word; }
   static __device__ void raise(const Quad<int8_t>& quad, uint32_t (&most)[kWords]) {
-    // The bits of 2^23 and a magnitude are those of their sum, and 2^23 * scale is exact: so a fused multiply-add takes the one
-    // from the other, and rounds the product once.
-    constexpr float kBase = 0x1p23F, kLargest = 0x1p104F;
+    // Below 2^104, 2^23 * scale is exact, so that fma(2^23 + |code|, scale, -2^23 * scale) is |code| * scale, rounded once.
     bool small = true;
     float minus[4];
     uint4 magnitudes[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      small = small && fabsf(quad.scales[i]) < kLargest;
-      minus[i] = __fmul_rn(-kBase, quad.scales[i]);
+      small = small && fabsf(quad.scales[i]) < 0x1p104F;
+      minus[i] = __fmul_rn(-0x1p23F, quad.scales[i]);
       magnitudes[i] = magnitudes_of_codes(quad.words[i]);
     }
     if (!small) {
@@ -133,8 +131,8 @@ struct Maxima<int8_t> {
     for (int j = 0; j < kWords; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float sum = __uint_as_float(__dp4a(word_of(magnitudes[i], j / 4), 1U << 8 * (j % 4), __float_as_uint(kBase)));
-        most[j] = larger(most[j], __float_as_uint(__fmaf_rn(sum, quad.scales[i], minus[i])));
+        const float product = __fmaf_rn(raised_magnitude(magnitudes[i], j), quad.scales[i], minus[i]);
+        most[j] = larger(most[j], __float_as_uint(product));
       }
     }
   }

@@ -150,11 +150,13 @@ TEST_CASE("kernels: gradients of activations with their codes", "[kernels]") {
         REQUIRE(same(sums.read(), expected_sums.read()));
 
         const Device<uint32_t> amax(size_of(columns, 1));
+        spoil(codes, scales, sums);
         gradient.dy = dx_again.get();
         check(activation_gradient_finding_maxima(gradient, sms, amax.get(), nullptr));
         REQUIRE(same(floats(dx_again.read()), made.values));
         require_same(codes, scales, codes_of(made));
         for (float* with_sums : {static_cast<float*>(nullptr), sums.get()}) {
+          spoil(codes_t, scales_t);
           check(quantize_columns_with_maxima(
               kType<T>, dx_again.get(), rows, columns, amax.get(), for_sums.get(), codes_t.get(), scales_t.get(), with_sums,
               nullptr));

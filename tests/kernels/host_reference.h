@@ -55,8 +55,8 @@ template <typename T>
 class Device {
  public:
   explicit Device(std::size_t count, std::size_t misplaced = 0) : count_(count), misplaced_(misplaced) {
-    check(cudaMalloc(&memory_, std::max<std::size_t>(1, (count + misplaced) * sizeof(T))));
-    check(cudaMemset(memory_, 0x5a, std::max<std::size_t>(1, (count + misplaced) * sizeof(T))));
+    check(cudaMalloc(&memory_, bytes()));
+    spoil();
   }
   explicit Device(const std::vector<T>& values, std::size_t misplaced = 0) : Device(values.size(), misplaced) {
     check(cudaMemcpy(get(), values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
@@ -66,6 +66,8 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   T* get() const { return static_cast<T*>(memory_) + misplaced_; }
+  /// Puts what no test expects in the place of all values.
+  void spoil() const { check(cudaMemset(memory_, 0x5a, bytes())); }
   std::vector<T> read() const {
     std::vector<T> values(count_);
     check(cudaMemcpy(values.data(), get(), count_ * sizeof(T), cudaMemcpyDeviceToHost));
@@ -73,9 +75,16 @@ class Device {
   }
 
  private:
+  std::size_t bytes() const { return std::max<std::size_t>(1, (count_ + misplaced_) * sizeof(T)); }
+
   void* memory_ = nullptr;
   std::size_t count_, misplaced_;
 };
+
+template <typename... T>
+void spoil(const Device<T>&... results) {
+  (results.spoil(), ...);
+}
 
 template <typename T>
 constexpr Type kType = Type::Float;

@@ -33,6 +33,7 @@ TEST_CASE("kernels: codes by row, of the whole and by column", "[kernels]") {
         check(quantize_columns(
             kType<T>, x.get(), rows, columns, workspace.get(), codes_t.get(), scales_t.get(), nullptr));
         require_same(codes_t, scales_t, by_column);
+        spoil(codes, scales, codes_t, scales_t);
         check(quantize_rows_and_columns(
             kType<T>, x.get(), rows, columns, multiprocessors(), workspace.get(), codes.get(), scales.get(),
             codes_t.get(), scales_t.get(), sums.get(), nullptr));
@@ -47,138 +48,6 @@ TEST_CASE("kernels: codes by row, of the whole and by column", "[kernels]") {
       }
     }
   });
-}
-
-template <typename T>
-void require_codes_by_column(int64_t rows, int64_t columns, std::size_t misplaced_codes = 0) {
-  CAPTURE(rows, columns, sizeof(T), misplaced_codes);
-  const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
-  const Device<T> x(as<T>(matrix));
-  const Device<int8_t> codes_t(size_of(rows, columns), misplaced_codes);
-  const Device<float> scales_t(size_of(columns, 1));
-  const Device<uint8_t> workspace(quantize_columns_workspace(columns));
-  check(quantize_columns(kType<T>, x.get(), rows, columns, workspace.get(), codes_t.get(), scales_t.get(), nullptr));
-  require_same(codes_t, scales_t, codes_of(matrix.transposed()));
-}
-
-TEST_CASE("kernels: codes by column, of rows that blocks of a cluster share", "[kernels]") {
-  SKIP_WITHOUT_GPU();
-  for_each_type([&](auto t) {
-    using T = decltype(t);
-    for (const int64_t rows : {4, 132, 516, 1028, 4100, 8192, 8196, 12'300, 16'384, 16'388}) {
-      for (const int64_t columns : {8, 72, 160}) require_codes_by_column<T>(rows, columns);
-    }
-    for (const int64_t rows : {512, 516}) {  // one block has them all
-      require_codes_by_column<T>(rows, sizeof(T) == 4 ? 8192 : 16'384);
-    }
-  });
-}
-
-TEST_CASE("kernels: codes by column, of values and to codes that lie as they like", "[kernels]") {
-  SKIP_WITHOUT_GPU();
-  for_each_type([&](auto t) {
-    using T = decltype(t);
-    require_codes_by_column<T>(16'388, 640);  // two groups of strips
-    for (const int64_t columns : {64, 67}) {
-      for (const std::size_t misplaced : {0, 1, 2}) require_codes_by_column<T>(260, columns, misplaced);
-    }
-  });
-}
-
-TEST_CASE("kernels: codes by row and by column in a process's first call, captured", "[kernels][captured]") {
-  SKIP_WITHOUT_GPU();
-  constexpr int64_t kRows = 516, kColumns = 72;
-  const auto matrix = random_matrix<float>(kRows, kColumns, /*strange=*/true);
-  const Device<float> x(as<float>(matrix));
-  const Device<int8_t> codes(size_of(kRows, kColumns)), codes_t(size_of(kRows, kColumns));
-  const Device<float> scales(size_of(kRows, 1)), scales_t(size_of(kColumns, 1));
-  const Device<uint8_t> workspace(quantize_rows_and_columns_workspace(kRows, kColumns, false));
-  const int sms = multiprocessors();
-  cudaStream_t stream = nullptr;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t ready = nullptr;
-  check(cudaStreamCreate(&stream));
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  const auto launched = quantize_rows_and_columns(
-      Type::Float, x.get(), kRows, kColumns, sms, workspace.get(), codes.get(), scales.get(), codes_t.get(), scales_t.get(),
-      nullptr, stream);
-  check(cudaStreamEndCapture(stream, &graph));
-  check(launched);
-  check(cudaGraphInstantiate(&ready, graph, 0));
-  check(cudaGraphLaunch(ready, stream));
-  check(cudaStreamSynchronize(stream));
-  require_same(codes, scales, codes_of(matrix));
-  require_same(codes_t, scales_t, codes_of(matrix.transposed()));
-  check(cudaGraphExecDestroy(ready));
-  check(cudaGraphDestroy(graph));
-  check(cudaStreamDestroy(stream));
-}
-
-TEST_CASE("kernels: codes by row and by column at once, of a matrix large enough for it", "[kernels]") {
-  SKIP_WITHOUT_GPU();
-  for_each_type([&](auto t) {
-    using T = decltype(t);
-    const auto rows_of = [](int64_t mega_bytes, int64_t columns) {
-      return (mega_bytes << 20) / (columns * static_cast<int64_t>(sizeof(T)));
-    };
-    const int64_t widest = sizeof(T) == 4 ? 8192 : 16'384;
-    std::vector<std::pair<int64_t, int64_t>> shapes{{rows_of(32, 4096) + 4, 4096}, {rows_of(64, widest), widest}};
-    for (const int64_t columns : {int64_t{2048}, int64_t{4080}, widest}) shapes.emplace_back(rows_of(32, columns) + 3, columns);
-    for (const auto& [rows, columns] : shapes) {
-      CAPTURE(rows, columns, sizeof(T));
-      const auto matrix = random_matrix<T>(rows, columns, /*strange=*/true);
-      const Device<T> x(as<T>(matrix));
-      const Device<int8_t> codes(size_of(rows, columns)), codes_t(size_of(rows, columns));
-      const Device<float> scales(size_of(rows, 1)), scales_t(size_of(columns, 1));
-      const Device<uint8_t> workspace(quantize_rows_and_columns_workspace(rows, columns, true));
-      const auto by_row = codes_of(matrix), by_column = codes_of(matrix.transposed());
-      const Device<float> sums(size_of(columns, 1));
-      for (const bool with_sums : {false, true}) {
-        check(quantize_rows_and_columns(
-            kType<T>, x.get(), rows, columns, multiprocessors(), workspace.get(), codes.get(), scales.get(),
-            codes_t.get(), scales_t.get(), with_sums ? sums.get() : nullptr, nullptr));
-        require_same(codes, scales, by_row);
-        require_same(codes_t, scales_t, by_column);
-      }
-      require_sums_of_columns(sums, matrix);
-    }
-  });
-}
-
-TEST_CASE("kernels: codes of codes by column", "[kernels]") {
-  SKIP_WITHOUT_GPU();
-  auto shapes = kShapes;
-  shapes.emplace_back(256, 64);
-  const auto require_codes = [](int64_t rows, int64_t columns, bool one_scale, const std::vector<float>& scales) {
-    auto values = random_codes(rows * columns);
-    if (!values.empty()) values.back() = -128;
-    Matrix products{rows, columns, {}};
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      const std::size_t row = one_scale ? 0 : i / static_cast<std::size_t>(columns);
-      products.values.push_back(static_cast<float>(values[i]) * scales[row]);
-    }
-    const auto expected = codes_of(products.transposed());
-    for (const std::size_t misplaced_scales : {0, 1}) {
-      CAPTURE(rows, columns, one_scale, misplaced_scales);
-      const Device<int8_t> codes(values), codes_t(values.size());
-      const Device<float> row_scales(scales, misplaced_scales), scales_t(size_of(columns, 1));
-      const Device<uint8_t> workspace(quantize_columns_workspace(columns));
-      check(requantize_columns(
-          codes.get(), row_scales.get(), one_scale, rows, columns, workspace.get(), codes_t.get(), scales_t.get(), nullptr));
-      require_same(codes_t, scales_t, expected);
-    }
-  };
-  for (const auto& [rows, columns] : shapes) {
-    require_codes(rows, columns, /*one_scale=*/true, random_scales(1));
-    auto scales = random_scales(rows);
-    require_codes(rows, columns, /*one_scale=*/false, scales);
-    if (rows <= 100) continue;
-    for (const float strange : {std::numeric_limits<float>::quiet_NaN(), 1e33F, 3e36F, -1.0F, 1e-42F, 0.0F}) {
-      CAPTURE(strange);
-      scales[77] = strange;
-      require_codes(rows, columns, /*one_scale=*/false, scales);
-    }
-  }
 }
 
 TEST_CASE("kernels: values of codes", "[kernels]") {
