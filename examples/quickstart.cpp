@@ -86,7 +86,7 @@ void quickstart() {
   const bool restored = torch::equal(model(input), full_precision);
   std::cout << "After the scope the model is as it was: its outputs are "
             << (restored ? "equal bit for bit" : "NOT EQUAL") << " to those before.\n"
-            << "Next: train_text, beside this program, trains a GPT on a real book this way.\n";
+            << "Next: build train_text (cmake --build build), which trains a GPT on a real book this way.\n";
   TORCH_CHECK(restored, "quickstart: the scope changed the model");
 }
 
