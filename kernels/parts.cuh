@@ -90,4 +90,19 @@ struct Part {
   }
 };
 
+/// Stores four bytes of each lane of a warp, of which there are `there`, side by side from the first lane's `to` on, wherever that
+/// is: by words but for the ends, each word of the last bytes of one lane and the first of the next.
+__device__ inline void store_run(int8_t* to, unsigned word, int there) {
+  const int lane = static_cast<int>(threadIdx.x % 32), shift = static_cast<int>(reinterpret_cast<uintptr_t>(to) % 4);
+  const int first = 4 - shift;  // bytes of a lane, which end the word that begins in the lane before
+  const unsigned before = __shfl_up_sync(0xffffffffU, word, 1);
+  const int there_next = __shfl_down_sync(0xffffffffU, there, 1);
+  const bool joins = (lane > 0 || shift == 0) && there >= first, next_joins = lane < 31 && there_next >= first;
+  if (joins) __stcs(reinterpret_cast<unsigned*>(to - shift), __funnelshift_l(before, word, 8 * shift));
+#pragma unroll
+  for (int byte = 0; byte < 4; ++byte) {
+    if (byte < there && !(byte < first ? joins : next_joins)) to[byte] = static_cast<int8_t>(word >> 8 * byte);
+  }
+}
+
 }  // namespace te_int8::kernels

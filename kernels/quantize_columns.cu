@@ -66,7 +66,7 @@ __device__ void fetch_tile(const Source<T>& x, int64_t top, int64_t left, uint4*
   __pipeline_commit();
 }
 
-/// The codes of kTiles tiles, one below the other, which were sent for last, one after the other; by words where they fit.
+/// The codes of kTiles tiles, one below the other, which were sent for last, one after the other.
 template <int kTiles, typename T, bool kAligned>
 __device__ void codes_of_tiles(
     const uint4* part, int64_t top, int64_t left, const Source<T>& x, const uint32_t* amax, int8_t* codes_t, float* scales_t) {
@@ -91,12 +91,13 @@ __device__ void codes_of_tiles(
     }
     __syncthreads();
     const int64_t row = top + P::quad_row();
-    if (row >= x.rows || column >= x.columns) continue;
+    if (column >= x.columns) continue;  // all of a warp
     Quad<T> quad;
     P::load(part, quad.words);
     quad.load_scales(x, row);
     int8_t* to = codes_t + column * x.rows + row;
     if (by_words) {
+      if (row >= x.rows) continue;
       P::for_each_word(quad, inverses, [&](unsigned word, int j) {
         if (outside(j)) return;
         __stcs(reinterpret_cast<unsigned*>(to), word);
@@ -104,9 +105,10 @@ __device__ void codes_of_tiles(
       });
       continue;
     }
+    const auto there = static_cast<int>(max(int64_t{0}, min(int64_t{4}, x.rows - row)));
     P::for_each_word(quad, inverses, [&](unsigned word, int j) {
       if (outside(j)) return;
-      for (int byte = 0; byte < 4 && row + byte < x.rows; ++byte) to[byte] = static_cast<int8_t>(word >> 8 * byte);
+      store_run(to, word, there);
       to += x.rows;
     });
   }

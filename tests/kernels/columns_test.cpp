@@ -130,8 +130,10 @@ TEST_CASE("kernels: codes by column, to any address, and in several groups", "[k
   for_each_type([&](auto t) {
     using T = decltype(t);
     require_codes_by_column<T>(16'388, 640);  // the last group is smaller
-    for (const int64_t columns : {64, 67}) {
-      for (const std::size_t misplaced : {0, 1, 2}) require_codes_by_column<T>(260, columns, misplaced);
+    for (const int64_t rows : {129, 257, 258, 259, 260}) {
+      for (const int64_t columns : {64, 67}) {
+        for (const std::size_t misplaced : {0, 1, 2, 3}) require_codes_by_column<T>(rows, columns, misplaced);
+      }
     }
   });
 }
@@ -169,7 +171,7 @@ TEST_CASE("kernels: codes of codes by column", "[kernels]") {
     require_codes_of_codes(rows, columns, random_scales(rows));
   }
   for (const int64_t columns : {1100, 1104}) {  // two groups of strips, the second smaller
-    require_codes_of_codes(16'388, columns, random_scales(16'388));
+    for (const int64_t rows : {16'387, 16'388}) require_codes_of_codes(rows, columns, random_scales(rows));
   }
   for (const int64_t columns : {64, 67}) {
     const auto scales = random_scales(300);
