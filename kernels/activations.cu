@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "functions.cuh"
+#include "pdl.cuh"
 #include "row_part.cuh"
 #include "value_sources.cuh"
 
@@ -25,6 +26,8 @@ __global__ void __launch_bounds__(
     kLooksUp<T, kActivation> && kPieces == 1 ? kTableBlocks : 1) activate_rows(
     const T* __restrict__ x, int64_t rows, int64_t width, const Made made) {
   [[maybe_unused]] __shared__ std::conditional_t<kLooksUp<T, kActivation>, ValueTable<kActivation>, char> table;
+  if constexpr (kLooksUp<T, kActivation>) table.make();
+  take_over_from_producer();
   const auto activate = [&](int64_t first_row, const ValueTable<kActivation>* by) {
     Part<T, kPieces> part(rows, width, first_row);
     part.load(x);
@@ -35,7 +38,6 @@ __global__ void __launch_bounds__(
   if constexpr (!kLooksUp<T, kActivation>) {
     activate(first, nullptr);
   } else {
-    table.make();
     const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
     for (int64_t row = first; row < rows; row += step) {
       activate(row, &table);
@@ -113,14 +115,13 @@ cudaError_t activate(
   return with_pieces(type, width, by_table, [&](auto t, auto pieces, const RowLayout& layout) {
     using T = decltype(t);
     return with_activation(f, [&](auto activation) {
-      const auto kernel = activate_rows<T, decltype(pieces)::value, decltype(activation)::value>;
+      constexpr auto kKernel = activate_rows<T, decltype(pieces)::value, decltype(activation)::value>;
       auto grid = layout.grid(rows);
       if (by_table) {
-        const auto error = blocks_at_a_time(kernel, layout.threads * layout.rows_a_block, sms, grid.x, grid.x);
+        const auto error = blocks_at_a_time(kKernel, layout.threads * layout.rows_a_block, sms, grid.x, grid.x);
         if (error != cudaSuccess) return error;
       }
-      kernel<<<grid, layout.block(), 0, stream>>>(static_cast<const T*>(x), rows, width, made);
-      return cudaGetLastError();
+      return launch_after_producer<kKernel>({grid, layout.block(), 0, stream}, static_cast<const T*>(x), rows, width, made);
     });
   });
 }

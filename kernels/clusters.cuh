@@ -11,29 +11,36 @@ namespace te_int8::kernels {
 /// A launch by clusters of `blocks` blocks each.
 class ClusterLaunch {
  public:
-  ClusterLaunch(int blocks, const Launch& launch) {
-    together_.id = cudaLaunchAttributeClusterDimension;
-    together_.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  ClusterLaunch(int blocks, const Launch& launch, bool after_producer = false) {
+    attributes_[0].id = cudaLaunchAttributeClusterDimension;
+    attributes_[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    attributes_[1] = start_before_producer_ends();
     config_.gridDim = launch.grid;
     config_.blockDim = launch.block;
     config_.dynamicSmemBytes = launch.shared_bytes;
     config_.stream = launch.stream;
-    config_.attrs = &together_;
-    config_.numAttrs = 1;
+    config_.attrs = attributes_;
+    config_.numAttrs = after_producer ? 2 : 1;
   }
-  ClusterLaunch(const ClusterLaunch&) = delete;  // config_ refers to together_
+  ClusterLaunch(const ClusterLaunch&) = delete;  // config_ refers to attributes_
   ClusterLaunch& operator=(const ClusterLaunch&) = delete;
 
   const cudaLaunchConfig_t& config() const { return config_; }
 
  private:
-  cudaLaunchAttribute together_{};
+  cudaLaunchAttribute attributes_[2] = {};
   cudaLaunchConfig_t config_{};
 };
 
 template <auto kKernel, typename... Arguments>
 cudaError_t launch_clusters(int blocks, const Launch& launch, const Arguments&... arguments) {
   return cudaLaunchKernelEx(&ClusterLaunch(blocks, launch).config(), kKernel, arguments...);
+}
+
+/// Of a kernel as launch_after_producer takes.
+template <auto kKernel, typename... Arguments>
+cudaError_t launch_clusters_after_producer(int blocks, const Launch& launch, const Arguments&... arguments) {
+  return cudaLaunchKernelEx(&ClusterLaunch(blocks, launch, /*after_producer=*/true).config(), kKernel, arguments...);
 }
 
 /// Whether the current device runs clusters of up to kBlocks blocks of a kernel, which may be more than the 8 that every GPU with

@@ -1,4 +1,5 @@
 // Layer normalization with codes of what it gives.
+#include "pdl.cuh"
 #include "row_part.cuh"
 
 namespace te_int8::kernels {
@@ -8,6 +9,7 @@ namespace {
 template <typename T, int kPieces, bool kGamma, bool kBeta, Leaves kLeaves>
 __global__ void __launch_bounds__(kMostThreads<T, kPieces>) normalize_rows(
     const LayerNorm norm, const Made made) {
+  take_over_from_producer();
   Part<T, kPieces> part(norm.rows, norm.width, static_cast<int64_t>(blockIdx.x) * blockDim.y);
   part.load(static_cast<const T*>(norm.x));
   const float mean = part.has_row() ? norm.mean[part.row()] : 0.0F, rstd = part.has_row() ? norm.rstd[part.row()] : 0.0F;
@@ -48,10 +50,9 @@ cudaError_t layer_norm(const LayerNorm& norm, const Made& made, cudaStream_t str
     return with_bool(norm.gamma != nullptr, [&](auto gamma) {
       return with_bool(norm.beta != nullptr, [&](auto beta) {
         return with_leaves(made.y, made.codes, [&](auto leaves) {
-          normalize_rows<
-              T, decltype(pieces)::value, decltype(gamma)::value, decltype(beta)::value, decltype(leaves)::value>
-              <<<layout.grid(norm.rows), layout.block(), 0, stream>>>(norm, made);
-          return cudaGetLastError();
+          return launch_after_producer<normalize_rows<
+              T, decltype(pieces)::value, decltype(gamma)::value, decltype(beta)::value, decltype(leaves)::value>>(
+              {layout.grid(norm.rows), layout.block(), 0, stream}, norm, made);
         });
       });
     });

@@ -22,6 +22,15 @@ __device__ inline void wait_for_producer() {
 #endif
 }
 
+/// Waits for the kernel before this one, and then lets the next one start, unless blocks are so many that its head start costs them
+/// more than it gains. In this order: a consumer that came before the producer has ended would be given what that one leaves free,
+/// and its blocks would share multiprocessors unevenly (codes and product of 16 x 4096 x 4096 on an H200: 9.8 us, and 8.2 so).
+__device__ inline void take_over_from_producer() {
+  constexpr unsigned kFewBlocks = 1024;
+  wait_for_producer();
+  if (gridDim.x <= kFewBlocks) let_consumer_start();
+}
+
 /// Harmless also where the memory is still being written: the L2 cache is what all writes go through.
 __device__ inline void prefetch_into_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
@@ -33,13 +42,18 @@ struct Launch {
   cudaStream_t stream;
 };
 
+inline cudaLaunchAttribute start_before_producer_ends() {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  return early;
+}
+
 /// Launches a kernel that calls wait_for_producer before it reads what the kernel before it may write, and before it
 /// writes what that one may read.
 template <auto kKernel, typename... Arguments>
 cudaError_t launch_after_producer(const Launch& launch, const Arguments&... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  auto early = start_before_producer_ends();
   cudaLaunchConfig_t config{};
   config.gridDim = launch.grid;
   config.blockDim = launch.block;

@@ -8,7 +8,6 @@
 namespace te_int8::kernels {
 namespace {
 
-constexpr unsigned kFewBlocks = 1024;  ///< where a consumer's head start is worth what it costs each block
 constexpr int kMostBlocksOfRow = 8;    ///< clusters of so many blocks run on every GPU that has clusters
 constexpr int64_t kEnoughBlocks = 256, kLeastSlice = 4096;  ///< rows are shared out to so many blocks, but not into smaller parts
 
@@ -16,7 +15,7 @@ constexpr int64_t kEnoughBlocks = 256, kLeastSlice = 4096;  ///< rows are shared
 template <typename T, bool kAligned, int kPieces>
 __global__ void __launch_bounds__(kMaxRowThreads) rows_on_chip(
     const T* __restrict__ x, int64_t rows, int64_t width, int8_t* __restrict__ codes, float* __restrict__ scales) {
-  if (gridDim.x <= kFewBlocks) let_consumer_start();
+  take_over_from_producer();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const auto begin = [&](int piece) { return static_cast<int64_t>(piece) * threads * kPiece; };
@@ -41,9 +40,9 @@ template <typename T, bool kAligned, int kPieces>
 __global__ void __launch_bounds__(kMaxRowThreads) rows_on_clusters(
     const T* __restrict__ x, int64_t width, int64_t slice, int8_t* __restrict__ codes, float* __restrict__ scales) {
 #if __CUDA_ARCH__ >= 900
-  if (gridDim.x <= kFewBlocks) let_consumer_start();
   const auto cluster = cooperative_groups::this_cluster();
   cluster.barrier_arrive();  // all have started, so that their shared memory is there
+  take_over_from_producer();
   const int64_t row = blockIdx.x / cluster.num_blocks(), first = cluster.block_rank() * slice;
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   x += row * width + first;
@@ -173,7 +172,7 @@ cudaError_t launch_rows(
     const auto layout = RowLayout::of_pieces(slices.width, kAligned ? 8 / static_cast<int>(sizeof(T)) : 1);
     if (layout.threads <= kMaxRowThreads) {
       return with_pieces<T, kAligned>(layout, [&](auto pieces) {
-        return launch_clusters<rows_on_clusters<T, kAligned, decltype(pieces)::value>>(
+        return launch_clusters_after_producer<rows_on_clusters<T, kAligned, decltype(pieces)::value>>(
             slices.blocks, {static_cast<unsigned>(rows * slices.blocks), layout.block(), 0, stream}, x, width, slices.width, codes,
             scales);
       });
@@ -182,9 +181,8 @@ cudaError_t launch_rows(
   const auto layout = row_layout<T, kAligned>(width);
   if (layout.pieces != 0) {
     return with_pieces<T, kAligned>(layout, [&](auto pieces) {
-      rows_on_chip<T, kAligned, decltype(pieces)::value>
-          <<<layout.grid(rows), layout.block(), 0, stream>>>(x, rows, width, codes, scales);
-      return cudaGetLastError();
+      return launch_after_producer<rows_on_chip<T, kAligned, decltype(pieces)::value>>(
+          {layout.grid(rows), layout.block(), 0, stream}, x, rows, width, codes, scales);
     });
   }
   rows_in_two_passes<T, kAligned>
