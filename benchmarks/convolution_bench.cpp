@@ -37,10 +37,10 @@ struct Stage {
   double gops;
 };
 
-void on_cpu(benchmark::State& state, at::ScalarType dtype, bool quantized) {
+void on_cpu(benchmark::State& state, at::ScalarType dtype, Mode mode, const te_int8::Recipe& recipe = {}) {
   const torch::NoGradGuard no_grad;
   Stage stage(state, torch::kCPU, dtype, 8, 1);
-  const AutocastGuard guard(stage.layer, quantized ? Mode::Inference : Mode::Off);
+  const AutocastGuard guard(stage.layer, mode, recipe);
   for (std::size_t i = 0; i < stage.inputs.size(); ++i) stage.next();
   for (auto _ : state) benchmark::DoNotOptimize(stage.next());
   state.counters["GOPS"] = benchmark::Counter(stage.gops, benchmark::Counter::kIsIterationInvariantRate);
@@ -68,9 +68,13 @@ void on_gpu(benchmark::State& state, bool quantized) {
   state.counters["GOPS"] = benchmark::Counter(kCalls * stage.gops, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-void ConvolutionFp32(benchmark::State& state) { on_cpu(state, at::kFloat, false); }
-void ConvolutionBf16(benchmark::State& state) { on_cpu(state, at::kBFloat16, false); }
-void ConvolutionInt8(benchmark::State& state) { on_cpu(state, at::kFloat, true); }
+void ConvolutionFp32(benchmark::State& state) { on_cpu(state, at::kFloat, Mode::Off); }
+void ConvolutionBf16(benchmark::State& state) { on_cpu(state, at::kBFloat16, Mode::Off); }
+void ConvolutionInt8(benchmark::State& state) { on_cpu(state, at::kFloat, Mode::Inference); }
+/// INT8 or fp32, whichever takes less time.
+void ConvolutionFaster(benchmark::State& state) {
+  on_cpu(state, at::kFloat, Mode::Inference, te_int8::Recipe().allow_full_precision(true));
+}
 void CudaConvolutionBf16(benchmark::State& state) { on_gpu(state, false); }
 void CudaConvolutionInt8(benchmark::State& state) { on_gpu(state, true); }
 
@@ -86,6 +90,7 @@ void stages(benchmark::internal::Benchmark* b) {
 BENCHMARK(ConvolutionFp32)->Apply(stages)->UseRealTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(ConvolutionBf16)->Apply(stages)->UseRealTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(ConvolutionInt8)->Apply(stages)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(ConvolutionFaster)->Apply(stages)->UseRealTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(CudaConvolutionBf16)->Apply(stages)->UseRealTime()->Unit(benchmark::kMillisecond)->Iterations(10);
 BENCHMARK(CudaConvolutionInt8)->Apply(stages)->UseRealTime()->Unit(benchmark::kMillisecond)->Iterations(10);
 

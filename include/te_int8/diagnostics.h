@@ -22,7 +22,7 @@ struct DiagnosticsFile;
 ///     ...  // forward and backward
 ///   }
 ///
-/// Columns: step, layer, tensor, sqnr_db, zero_codes, cosine. A call of a layer gives a row for each of
+/// Columns: step, layer, tensor, sqnr_db, zero_codes, cosine. A call of a layer in INT8 gives a row for each of
 ///   x, weight          codes of the forward, if its output is in INT8
 ///   dy_rows            codes of dy for dx, if grad_input is in INT8
 ///   dy_columns         codes of dy for dW, if grad_weight is in INT8

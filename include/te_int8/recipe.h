@@ -16,7 +16,7 @@ namespace te_int8::inline v0 {
 /// What a scope does with the layers it covers.
 enum class Mode {
   QAT,        ///< quantized forward, straight-through gradients to the full-precision weights
-  Inference,  ///< the same forward bits, no graph; an error where grad mode is on and needed
+  Inference,  ///< the same forward bits (but see Recipe::allow_full_precision), no graph; an error where grad mode is on and needed
   Off,        ///< full precision; for a subtree inside another scope
 };
 
@@ -87,8 +87,12 @@ class Recipe {
   /// Name of a back end (see backends()); "auto" takes TE_INT8_BACKEND from the environment if it
   /// is set, else the first usable one.
   TORCH_ARG(std::string, backend) = "auto";
-  /// Permits "auto" to compute a shape in full precision where INT8 would be slower. No back end of
-  /// this version does.
+  /// Of Mode::Inference on the CPU, by the back end "auto": calls of linear layers and convolutions are computed in full precision
+  /// where that takes 5 % less time or still less, as for many depthwise convolutions. The first call of a kind (sizes, rows or
+  /// samples in buckets, dtypes, memory format, number of threads) is timed both ways, some 100 ms or three calls of each if those
+  /// take longer; what was found holds for the process. So results change as INT8 differs from full precision: from process to
+  /// process, and within one from kind to kind (a batch of another size, an input that is not 2-D) and while another thread is
+  /// timing. The report tells how many calls were. Training always rounds, and so do convolutions that compute a batch norm.
   TORCH_ARG(bool, allow_full_precision) = false;
   /// Globs over qualified layer names; empty means all. `*` does not cross a dot, `**` does, and
   /// the root itself is "". A glob that matches no layer is an error.

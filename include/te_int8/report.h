@@ -17,7 +17,7 @@ struct LayerReport {
       name;  ///< qualified; an attention's projections are `<name>.in_proj`, `<name>.out_proj`
   std::string type;     ///< the module's C++ class
   std::string action;   ///< "quantized" or "full precision"
-  std::string reason;   ///< why it is in full precision, or where the calls of a tied weight count
+  std::string reason;   ///< why it, or some of its calls, are in full precision, or where the calls of a tied weight count
   std::string backend;  ///< who computes it; empty where not quantized
   bool bias_fused;      ///< has a bias, was called, and each call added it in the matmul's epilogue
   int64_t calls;        ///< matmuls caught so far, of all threads; attention may take several a forward

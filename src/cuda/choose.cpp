@@ -1,7 +1,6 @@
 #include "choose.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
 #include <iostream>
 #include <map>
@@ -13,16 +12,11 @@
 #include <ATen/cuda/CUDAContextLight.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 
+#include "../bucket.h"
 #include "device.h"
 #include "fastest.h"
 
 namespace te_int8::cuda {
-
-int64_t bucket(int64_t size) {
-  if (size <= 4) return size;
-  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size - 1))) / 4;
-  return (size + step - 1) / step * step;
-}
 
 ProductKind kind_of(const kernels::Product& product, const at::Tensor& out, bool fits) {
   return {

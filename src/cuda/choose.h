@@ -16,7 +16,7 @@ namespace te_int8::cuda {
 /// What makes two products alike: the same kernels can compute them, about equally well.
 struct ProductKind {
   int device;
-  int64_t m, n, k;  ///< m and k in buckets: in the product for a weight's gradient, k is the batch
+  int64_t m, n, k;  ///< m and k in buckets (src/bucket.h): in the product for a weight's gradient, k is the batch
   at::ScalarType out;
   detail::Backend backend;
   bool fits;  ///< whether kernels::fits_gemms
@@ -27,9 +27,6 @@ struct ProductKind {
 
 /// That of a product by the current back end.
 ProductKind kind_of(const kernels::Product& product, const at::Tensor& out, bool fits);
-
-/// The bucket of a size: those up to a quarter apart share their kernel, so that changing batches are not timed for ever.
-int64_t bucket(int64_t size);
 
 /// What was chosen for products of this kind before.
 std::optional<Candidate> chosen(const ProductKind& kind);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <string>
 #include <tuple>
@@ -33,6 +34,7 @@ class ConvolutionLayer : public QuantizedLayer {
     if (writes_windows_) limits.emplace_back(
           "its windows are written to memory, as this build has no kernel that reads them in place (docs/design.md, Convolutions)");
     if (fold_ && fold_->count().results > 0) limits.push_back(fold_->remark());
+    if (auto common = QuantizedLayer::limits(); !common.empty()) limits.push_back(std::move(common));
     return c10::Join("; ", limits);
   }
 
@@ -64,6 +66,9 @@ class ConvolutionLayer : public QuantizedLayer {
       const ConvolutionGeometry& geometry) {
     check_mode(x, part.rows, bias);
     const BackendScope backend(backend_on(x.device()));
+    if (may_leave_int8() && !fold_ && is_faster_in_full_precision(x, whole, part, bias, geometry)) {
+      return count_full_precision(full_precision(x, part.rows, bias, geometry));
+    }
     ConvolutionCall call{
         .geometry = geometry, .out_dtype = output_dtype(x), .x = nullptr, .weight = nullptr, .weight_scales = {},
         .activations = activations()};
@@ -93,6 +98,49 @@ class ConvolutionLayer : public QuantizedLayer {
   }
 
  private:
+  /// By the operations that autocast knows.
+  static at::Tensor full_precision(
+      const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const ConvolutionGeometry& geometry) {
+    const c10::impl::ExcludeDispatchKeyGuard no_routing(kRoutingKey);
+    using Convolve = at::Tensor (*)(
+        const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+        int64_t);
+    constexpr std::array<Convolve, 3> kByDimensions{&at::conv1d, &at::conv2d, &at::conv3d};
+    return kByDimensions.at(geometry.stride.size() - 1)(
+        x, weight, as_optional(bias), geometry.stride, geometry.padding, geometry.dilation, geometry.groups);
+  }
+
+  bool is_faster_in_full_precision(
+      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part, const at::Tensor& bias,
+      const ConvolutionGeometry& geometry) const {
+    const auto& weight = part.rows;
+    for (const auto* operand : {&x, &weight, &bias}) forbid_forward_mode(*operand);
+    if (x.numel() == 0) return false;
+    const at::NoGradGuard no_grad;
+    const auto dtype = output_dtype(x);
+    const auto in_int8 = [&] {
+      const PlainTensorOps plain;
+      const auto codes =
+          WeightCodeCache::instance().get(whole, sample_form(config().weight_granularity), part.holders, /*trained=*/false).operand;
+      const ConvolutionCall call{
+          .geometry = geometry, .out_dtype = dtype, .x = Operand::make(x, sample_form(config().x_granularity)), .weight = codes,
+          .weight_scales = codes->scale_list()};
+      convolve_codes(x, weight, bias, call);
+    };
+    std::vector<int64_t> sizes;
+    const auto add = [&](at::IntArrayRef values) { sizes.insert(sizes.end(), values.begin(), values.end()); };
+    for (const at::IntArrayRef values :
+         {x.sizes().slice(1), weight.sizes(), at::IntArrayRef(geometry.stride), at::IntArrayRef(geometry.padding),
+          at::IntArrayRef(geometry.dilation)}) {
+      add(values);
+    }
+    add({geometry.groups, bias.defined(), static_cast<int64_t>(x.suggest_memory_format()),
+         static_cast<int64_t>(weight.suggest_memory_format())});
+    return detail::is_faster_in_full_precision(
+        kind_of_call(Operation::Convolution, x, whole, x.size(0), std::move(sizes)), in_int8,
+        [&] { full_precision(x, weight, bias, geometry); });
+  }
+
   std::shared_ptr<BatchNormFold> fold_;
   std::atomic<bool> left_to_reference_ = false, writes_windows_ = false;
 };

@@ -22,9 +22,10 @@ namespace te_int8::inline v0::detail {
 /// gradient is the only sign that the weight is about to change.
 using GradientCount = std::shared_ptr<std::atomic<uint64_t>>;
 
-/// How often a layer was called, and how often its bias went into the matmul's epilogue.
+/// How often a layer was called, how often its bias went into the matmul's epilogue, and how often it was computed in full
+/// precision because that is faster.
 struct CallCount {
-  std::atomic<int64_t> calls{0}, fused_biases{0};
+  std::atomic<int64_t> calls{0}, fused_biases{0}, in_full_precision{0};
 };
 
 /// A cache of codes that a forward leaves, some of which nobody needs any more by the time of its backward.

@@ -48,6 +48,9 @@ class LinearLayer : public QuantizedLayer {
     }
 
     const BackendScope backend(backend_on(x.device()));
+    if (may_leave_int8() && is_faster_in_full_precision(x, whole, part, bias, deferred_biases)) {
+      return count_full_precision(full_precision(x, part.rows, bias));
+    }
     LinearCall call{.config = config(), .out_dtype = output_dtype(x), .count = counter(), .activations = activations(),
                     .observer = observer_of_call(name())};
     const bool trained = at::GradMode::is_enabled() && part.rows.requires_grad();
@@ -75,6 +78,33 @@ class LinearLayer : public QuantizedLayer {
       const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
     const c10::impl::ExcludeDispatchKeyGuard no_routing(kRoutingKey);
     return at::linear(x, weight, as_optional(bias));
+  }
+
+  bool is_faster_in_full_precision(
+      const at::Tensor& x, const at::Tensor& whole, const WeightRows& part, const at::Tensor& bias,
+      const std::vector<at::Tensor>& deferred_biases) {
+    const auto& added = deferred_biases.empty() ? bias : deferred_biases.front();
+    for (const auto* operand : {&x, &part.rows, &added}) forbid_forward_mode(*operand);
+    if (x.numel() == 0) return false;
+    const at::NoGradGuard no_grad;
+    const auto dtype = output_dtype(x);
+    const auto in_int8 = [&] {
+      const PlainTensorOps plain;
+      LinearCall call{.config = config(), .out_dtype = dtype};
+      weight_operand(call, whole, part, /*trained=*/false);
+      linear_forward(x, part.rows, added, call, /*keeps_x=*/false);
+    };
+    const auto in_full_precision = [&] {
+      auto y = full_precision(x, part.rows, bias);
+      const c10::impl::ExcludeDispatchKeyGuard no_routing(kRoutingKey);
+      if (!deferred_biases.empty()) y.add_(added);  // as LibTorch does to what is not 2-D
+    };
+    const int64_t rows = part.rows.size(0), depth = part.rows.size(1);
+    return detail::is_faster_in_full_precision(
+        kind_of_call(
+            Operation::Linear, x, whole, x.numel() / depth,
+            {rows, depth, added.defined(), !deferred_biases.empty(), x.is_contiguous()}),
+        in_int8, in_full_precision);
   }
 
   void weight_operand(LinearCall& call, const at::Tensor& whole, const WeightRows& part, bool trained) {

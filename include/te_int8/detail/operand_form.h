@@ -14,6 +14,7 @@ struct LinearConfig {
   Precision grad_weight = Precision::Full;
   Granularity x_granularity = Granularity::per_row();
   Granularity weight_granularity = Granularity::per_row();
+  bool allow_full_precision = false;
 
   LinearConfig() = default;
   explicit LinearConfig(const Recipe& recipe)
@@ -21,7 +22,8 @@ struct LinearConfig {
         grad_input(recipe.grad_input()),
         grad_weight(recipe.grad_weight()),
         x_granularity(recipe.activations()),
-        weight_granularity(recipe.weights()) {}
+        weight_granularity(recipe.weights()),
+        allow_full_precision(recipe.allow_full_precision()) {}
 
   bool quantizes_nothing() const {
     return output == Precision::Full && grad_input == Precision::Full &&

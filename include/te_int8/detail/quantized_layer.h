@@ -11,6 +11,7 @@
 #include <torch/types.h>
 
 #include <te_int8/detail/activation_codes.h>
+#include <te_int8/detail/faster_way.h>
 #include <te_int8/detail/weight_codes.h>
 #include <te_int8/linear_function.h>
 #include <te_int8/recipe.h>
@@ -57,8 +58,11 @@ class QuantizedLayer {
   std::string backend(c10::DeviceType device) const { return backend_name(backend_, device); }
   const CallCount& count() const { return *count_; }
   bool int8_output() const { return config_.output == Precision::Int8; }
-  /// What of its recipe the layer leaves in full precision, for the report; empty where nothing.
-  virtual std::string limits() const { return ""; }
+  /// What the layer leaves in full precision, for the report; empty where nothing.
+  virtual std::string limits() const {
+    const int64_t calls = count_->in_full_precision;
+    return calls == 0 ? "" : c10::str(calls, " of ", count_->calls, " calls in full precision, which is faster for their shapes");
+  }
 
  protected:
   /// Whether a product of x and a weight has one dtype, perhaps by autocast.
@@ -68,6 +72,22 @@ class QuantizedLayer {
     const bool cast = x_type != at::kDouble && weight_type != at::kDouble &&
                       autocast_dtype(x.device()).has_value();
     return at::isFloatingType(x_type) && (x_type == weight_type || cast);
+  }
+
+  /// Whether full precision may compute a call that it computes in less time. Training is to see what rounding does.
+  bool may_leave_int8() const { return config_.allow_full_precision && is_inference() && int8_output() && backend_ == Backend::Auto; }
+  CallKind kind_of_call(
+      Operation operation, const at::Tensor& x, const at::Tensor& weight, int64_t rows, std::vector<int64_t> sizes) const {
+    sizes.insert(
+        sizes.end(), {config_.x_granularity.is_per_tensor(), config_.weight_granularity.is_per_tensor(),
+                      weight.requires_grad()});  // autocast keeps the casts of those that do
+    return {operation, x.device(), {x.scalar_type(), weight.scalar_type(), output_dtype(x)}, rows, std::move(sizes)};
+  }
+  /// Counts a call in full precision, of which y is the result.
+  at::Tensor count_full_precision(at::Tensor y) {
+    ++count_->calls;
+    ++count_->in_full_precision;
+    return y;
   }
 
   const std::string& name() const { return name_; }
